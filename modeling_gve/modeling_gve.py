@@ -1,0 +1,303 @@
+"""GVE: a vision-language model without its head whose last attended token is the embedding (arXiv 2510.27571)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionPatchEmbed,
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput
+from transformers.utils.generic import is_flash_attention_requested
+
+from .configuration_gve import GVEConfig
+from .processing_gve import GVEProcessor
+
+
+@dataclass
+class GVEOutput(ModelOutput):
+    """Output of [`GVEModel`].
+
+    Args:
+        embeddings (`torch.FloatTensor` of shape `(B, D)`): float32, L2-normalised.
+    """
+
+    embeddings: torch.FloatTensor | None = None
+
+
+class GVEModel(PreTrainedModel):
+    """Embeds texts, images, videos and their combinations into one space.
+
+    Args:
+        config (`GVEConfig`): the backbone and the limits of an input.
+    """
+
+    config_class = GVEConfig
+    base_model_prefix = "backbone"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: GVEConfig):
+        super().__init__(config)
+        self.backbone = AutoModel.from_config(config.backbone_config)
+        batch_equal_windows(self.backbone.visual)
+        self._processor = None
+        self.post_init()
+
+    @classmethod
+    def from_backbone(cls, path: str, dtype="auto", **limits) -> "GVEModel":
+        """Start from a Qwen2.5-VL checkpoint with its language-model head, which is dropped.
+
+        Args:
+            path (`str`): directory or Hub id.
+            dtype (`torch.dtype` or `str`, defaults to `"auto"`): of the weights; `"auto"` is the checkpoint's own.
+            limits: further arguments of [`GVEConfig`].
+
+        Raises:
+            ValueError: the checkpoint leaves weights of the body unset.
+        """
+        full, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        unset = {key for key in info["missing_keys"] if not key.startswith("lm_head")}
+        unset |= {key for key, *_ in info["mismatched_keys"]}
+        if unset:
+            raise ValueError(
+                f"{path}: leaves {len(unset)} weights unset, such as {sorted(unset)[0]}; use a full checkpoint"
+            )
+        attention = full.config._attn_implementation
+        config = GVEConfig(backbone_config=full.config, dtype=full.dtype, attn_implementation=attention, **limits)
+        with torch.device("meta"):  # a shell: all weights are the backbone's
+            model = cls(config)
+        model.backbone = full.model
+        batch_equal_windows(model.backbone.visual)
+        config.name_or_path = path
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        second_per_grid_ts: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> GVEOutput:
+        """Embed a batch as [`GVEProcessor`] makes it, padded on either side.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, S)`): tokens, the pooled one last.
+            attention_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for tokens, 0 for padding; default all 1.
+            mm_token_type_ids (`torch.LongTensor` of shape `(B, S)`, *optional*): 0 text, 1 image, 2 video; default by token.
+            pixel_values (`torch.FloatTensor` of shape `(image_patches, C)`, *optional*): patches of all images.
+            image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*): their grids of patches.
+            pixel_values_videos (`torch.FloatTensor` of shape `(video_patches, C)`, *optional*): patches of all videos.
+            video_grid_thw (`torch.LongTensor` of shape `(num_videos, 3)`, *optional*): their grids of patches.
+            second_per_grid_ts (`torch.FloatTensor` of shape `(num_videos,)`, *optional*): seconds of a temporal patch.
+
+        Raises:
+            ValueError: videos came without `second_per_grid_ts`.
+        """
+        if pixel_values_videos is not None and second_per_grid_ts is None:
+            raise ValueError("videos came without second_per_grid_ts: their clock is part of the input")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if mm_token_type_ids is None:  # without them the backbone would place visual tokens as if they were text
+            backbone = self.config.backbone_config
+            mm_token_type_ids = (input_ids == backbone.image_token_id) + 2 * (input_ids == backbone.video_token_id)
+        # Causal attention never looks at padding on the right, and is faster without a mask.
+        right_padded = bool((attention_mask.diff(dim=1) <= 0).all())
+        hidden = self.backbone(
+            input_ids=input_ids,
+            attention_mask=None if right_padded else attention_mask,
+            mm_token_type_ids=mm_token_type_ids,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            pixel_values_videos=pixel_values_videos,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=second_per_grid_ts,
+            use_cache=False,
+            **kwargs,
+        ).last_hidden_state
+        return GVEOutput(embeddings=nn.functional.normalize(pool_last(hidden, attention_mask).float(), dim=-1))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        items,
+        processor: GVEProcessor | None = None,
+        instruction: str | None = None,
+        batch_size: int = 32,
+        errors: str = "raise",
+        report: list | None = None,
+        show_progress_bar: bool = False,
+    ) -> torch.FloatTensor:
+        """Embeddings of items.
+
+        Args:
+            items (`str`, `dict`, or sequence of them): see [`GVEProcessor`]. A list is sorted by kind and length before it is
+                batched; any other sequence, such as a `datasets.Dataset`, is read in its own order, a batch at a time.
+            processor (`GVEProcessor`, *optional*): default the one that lies beside the model's weights.
+            instruction (`str`, *optional*): system text of items that bring none.
+            batch_size (`int`, defaults to 32): items a forward pass.
+            errors (`str`, defaults to `"raise"`): `"skip"` goes on after an unreadable item, whose row becomes NaN.
+            report (`list`, *optional*): gets one `{"index", "reason"}` for each skipped item.
+            show_progress_bar (`bool`, defaults to `False`): show one.
+
+        Returns:
+            `torch.FloatTensor` of shape `(N, D)`: float32, on the CPU, in the order of the items.
+
+        Raises:
+            ValueError: an item cannot be read (with `errors="raise"`), or an argument is out of range.
+        """
+        if errors not in ("raise", "skip"):
+            raise ValueError(f'errors={errors!r}: use "raise" or "skip"')
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: use at least 1")
+        items = [items] if isinstance(items, (str, dict)) else items
+        items = items if hasattr(items, "__getitem__") else list(items)
+        processor = processor or self._own_processor()
+        order = range(len(items))
+        if isinstance(items, (list, tuple)):
+            order = sorted(order, key=lambda index: _rough_length(items[index]))
+        embeddings = torch.full((len(items), self.config.embedding_dim), float("nan"))
+        skipped = {}
+        training = self.training
+        self.eval()
+        try:
+            starts = range(0, len(items), batch_size)
+            for start in tqdm(starts, desc="encode", unit="batch", disable=not show_progress_bar):
+                batch = {}
+                for index in order[start : start + batch_size]:
+                    try:
+                        batch[index] = processor.prepare(items[index], instruction)
+                    except ValueError as error:
+                        if errors == "raise":
+                            error.args = (f"item {index}: {error}",)
+                            raise
+                        skipped[index] = str(error)
+                if batch:
+                    features = processor.collate(list(batch.values())).to(self.device)
+                    embeddings[list(batch)] = self(**features).embeddings.cpu()
+        finally:
+            self.train(training)
+        if report is not None:
+            report.extend({"index": index, "reason": skipped[index]} for index in sorted(skipped))
+        return embeddings
+
+    def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Cosines of embeddings of shapes `(N, D)` and `(M, D)`, shape `(N, M)`."""
+        return nn.functional.normalize(a, dim=-1) @ nn.functional.normalize(b, dim=-1).T
+
+    def _own_processor(self):
+        if self._processor is None:
+            path = self.config.name_or_path
+            if not path:
+                raise ValueError("this model was not loaded from a repo: pass processor=")
+            self._processor = GVEProcessor.for_model(path, self.config)
+        return self._processor
+
+
+def pool_last(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Hidden state of each sequence's last attended token, wherever the padding is.
+
+    Args:
+        hidden_states (`torch.Tensor` of shape `(B, S, D)`): of the last layer.
+        attention_mask (`torch.Tensor` of shape `(B, S)`): 1 for tokens, 0 for padding.
+
+    Returns:
+        `torch.Tensor` of shape `(B, D)`.
+    """
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    last = (places * (attention_mask != 0)).argmax(dim=1)
+    return hidden_states[torch.arange(len(last), device=last.device), last]
+
+
+def _rough_length(item):
+    """Sorting key that keeps items of one kind and length together, so that little is padded."""
+    item = item if isinstance(item, dict) else {"text": item}
+    return item.get("video") is not None, item.get("image") is not None, len(str(item.get("text") or ""))
+
+
+class GVEPatchEmbed(Qwen2_5_VisionPatchEmbed):
+    """Patch embedding as one matrix product: a convolution whose stride equals its kernel is a linear map of patches."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.proj.weight
+        return nn.functional.linear(hidden_states.to(weight.dtype).view(-1, weight[0].numel()), weight.flatten(1))
+
+
+class GVEVisionAttention(Qwen2_5_VLVisionAttention):
+    """Vision attention that runs all windows of one length in one call instead of one call a window."""
+
+    def forward(self, hidden_states, cu_seqlens, position_embeddings=None, max_seqlen=None, **kwargs):
+        if is_flash_attention_requested(self.config):  # flash attention takes the packed windows as they are
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+        length = hidden_states.shape[0]
+        query, key, value = self.qkv(hidden_states).view(length, 3, self.num_heads, self.head_dim).unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        starts = cu_seqlens.tolist()
+        sizes = {end - start for start, end in zip(starts, starts[1:])}
+        if len(sizes) == 1:
+            output = self._attend(query, key, value, sizes.pop(), **kwargs)
+        else:
+            output = self._attend_by_size(query, key, value, cu_seqlens, sizes, **kwargs)
+        return self.proj(output.reshape(length, -1))
+
+    def _attend(self, query, key, value, size, **kwargs):
+        """Attention inside consecutive windows of `size` rows; tensors of shape `(windows * size, heads, head_dim)`."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        windows = [x.view(-1, size, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
+        dropout = self.attention_dropout if self.training else 0.0
+        scaling = self.scaling
+        output, _ = attention(
+            self, *windows, attention_mask=None, scaling=scaling, dropout=dropout, is_causal=False, **kwargs
+        )
+        return output.reshape(query.shape)
+
+    def _attend_by_size(self, query, key, value, cu_seqlens, sizes, **kwargs):
+        """Same, for windows of several sizes: gather the rows of each size, attend, put them back."""
+        boundaries = cu_seqlens.to(query.device).long()
+        row_sizes = boundaries.diff().repeat_interleave(boundaries.diff())
+        rows = [(row_sizes == size).nonzero().squeeze(1) for size in sizes]
+        outputs = [
+            self._attend(query[index], key[index], value[index], size, **kwargs) for index, size in zip(rows, sizes)
+        ]
+        return torch.cat(outputs)[torch.cat(rows).argsort()]
+
+
+def batch_equal_windows(visual: nn.Module) -> nn.Module:
+    """Make a Qwen2.5-VL vision tower fast where attention is not packed by a flash kernel.
+
+    Results and gradients stay the same (to rounding), and so does the state dict: only the classes of the patch
+    embedding and of the attention modules change.
+
+    Args:
+        visual (`nn.Module`): transformers' Qwen2.5-VL vision tower, changed in place. Repeated calls do nothing.
+
+    Returns:
+        `nn.Module`: the same tower.
+    """
+    if isinstance(visual.patch_embed, Qwen2_5_VisionPatchEmbed):
+        visual.patch_embed.__class__ = GVEPatchEmbed
+    for block in visual.blocks:
+        if isinstance(block.attn, Qwen2_5_VLVisionAttention):
+            block.attn.__class__ = GVEVisionAttention
+    return visual

@@ -1,0 +1,80 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""The runner with a real GVE repo: a tiny random model that reads H.264 files, images and texts out of Parquet."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_benchmark import write_benchmark
+
+from dataset_builders.uvrb.tasks import TASKS
+from evaluate_metrics.run_uvrb import RunArguments, run
+
+
+KEYS = ["didemo", "ms_ti", "msrvtt_i2v", "lovr_c2v"]
+
+
+def frames(seed):
+    """8 frames of coarse noise, uint8 of shape `(8, 56, 56, 3)`."""
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
+    return noise.repeat(14, axis=1).repeat(14, axis=2)
+
+
+def as_video(seed):
+    """The frames as the bytes of an H.264 file."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=2, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = 56, 56, "yuv420p"
+        for pixels in frames(seed):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def as_image(seed):
+    """The first frame as the bytes of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(frames(seed)[0]).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def query(task, number):
+    row = {"id": f"q{number}", "text": f"noise number {number}", "image": as_image(number), "video": as_video(number)}
+    return {name: row[name] for name in ("id", *task.query_modality.split("+"))}
+
+
+@pytest.fixture(scope="module")
+def repo(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gve-random")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_saved_random_model_is_scored_as_by_hand(repo, model, processor, tmp_path):
+    """The same scores as from `encode` and a sorted similarity matrix; a file that is no video is a named miss."""
+    videos = [{"id": f"v{n}", "video": as_video(n)} for n in range(6)]
+    bench = write_benchmark(tmp_path / "bench", KEYS, corpus=videos, query=query, change=cut_a_query)
+    results = run(RunArguments(repo, bench, str(tmp_path / "out"), KEYS, batch_size=4))
+    entries = results["models"][0]["datasets"]
+    corpus = model.encode([{"video": row["video"]} for row in videos], processor)
+    for key in KEYS:
+        items = [{k: v for k, v in query(TASKS[key], n).items() if k != "id"} for n in range(6)]
+        scores = model.encode(items, processor, TASKS[key].instruction) @ corpus.T
+        if key == "ms_ti":  # its candidates are the video of its number and the next three
+            scores = scores + torch.tensor([[0.0 if (v - q) % 6 < 4 else -9.0 for v in range(6)] for q in range(6)])
+        hits = scores.argmax(dim=1) == torch.arange(6)
+        assert entries[key]["score"] == pytest.approx(float(hits[int(key == "lovr_c2v") :].sum()) / 6), key
+    (skipped,) = entries["lovr_c2v"]["skipped"]["queries"]
+    assert skipped["id"] == "q0" and skipped["reason"]
+    assert all(0 <= entry["score"] <= 1 and not entry["skipped"]["corpus"] for entry in entries.values())
+
+
+def cut_a_query(config, rows):
+    if config == "lovr_c2v-queries":
+        rows[0] = {"id": "q0", "video": {"bytes": rows[0]["video"]["bytes"][:200], "path": None}}
+    return rows

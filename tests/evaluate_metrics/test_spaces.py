@@ -1,0 +1,82 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""Both metric folders as a Space holds them: loaded by `evaluate`, alone, with card, cases and doctests."""
+
+import doctest
+import importlib
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import evaluate
+import pytest
+import yaml
+
+from evaluate_metrics.uvrb_abilities.averages import ability_scores
+from evaluate_metrics.uvrb_abilities.published import published_scores
+
+
+FOLDER = Path(__file__).parents[2] / "evaluate_metrics"
+METRICS = ("uvrb_retrieval", "uvrb_abilities")
+NUMBERS = ("uvrb_retrieval.ranking", "uvrb_abilities.averages", "uvrb_abilities.published")
+
+
+@pytest.fixture(scope="module", params=METRICS)
+def metric(request, tmp_path_factory):
+    return evaluate.load(str(FOLDER / request.param), cache_dir=str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.filterwarnings("ignore:Partial coverage")
+def test_cases_of_the_space(metric):
+    for case in runpy.run_path(FOLDER / metric.name / "tests.py")["test_cases"]:
+        result = metric.compute(**case["inputs"])
+        assert {name: result[name] for name in case["result"]} == pytest.approx(case["result"], abs=1e-12)
+
+
+def test_doctests_of_the_module(metric):
+    with patch("evaluate.load", lambda name: metric):
+        outcome = doctest.testmod(sys.modules[type(metric).__module__])
+    assert outcome.attempted > 0 and outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_doctests_of_the_numbers(name):
+    outcome = doctest.testmod(importlib.import_module(f"evaluate_metrics.{name}"))
+    assert outcome.attempted > 0 and outcome.failed == 0
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_import_alone(name):
+    """As inside a Space: no package around, and neither evaluate nor torch behind."""
+    folder, module = name.split(".")
+    code = f"import sys, {module}; print({{'evaluate', 'datasets', 'torch', 'evaluate_metrics'}} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=FOLDER / folder, env={"PYTHONPATH": "."}, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_files_of_the_space(name):
+    folder = FOLDER / name
+    _, card, text = (folder / "README.md").read_text().split("---\n", 2)
+    fields = yaml.safe_load(card)
+    assert fields["title"] == name and fields["sdk"] == "gradio" and fields["app_file"] == "app.py"
+    assert fields["license"] == "apache-2.0" and "metric" in fields["tags"]
+    assert f'evaluate.load("org/{name}")' in text
+    assert "TODO" not in text
+    assert {"app.py", "requirements.txt", "tests.py", f"{name}.py"} <= {path.name for path in folder.iterdir()}
+
+
+def test_figure_of_the_card():
+    """The abilities card says what the published scores of GVE-7B give."""
+    text = (FOLDER / "uvrb_abilities" / "README.md").read_text()
+    average = ability_scores(published_scores()["GVE-7B"])["avg_abilities"]
+    assert f"{average:.4f}" in text
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_page_of_the_space(name, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(str(FOLDER / name))
+    runpy.run_path(FOLDER / name / "app.py")

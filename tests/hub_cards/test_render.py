@@ -1,0 +1,168 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""Cards: valid metadata, figures that come from the run, and one clear line where something is missing."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from hub_repos import N_VIDEOS, write_repos, write_results
+from huggingface_hub import DatasetCard, ModelCard
+
+from hub_cards import render
+from hub_cards.assemble import add_results, assemble, copy_metric
+from hub_cards.repos import repo_folder, repo_type
+
+
+RECORD = {
+    "command": "accelerate launch training/pyramid.py --config training/recipes/gve_mini.yaml",
+    "summary": {"steps": 1234},
+    "settings": {"temperature": 0.03, "tasks": ["t2v"]},
+    "data": {"pairs": "build/hub/org/uvrd-mini"},
+}
+
+
+@pytest.fixture(scope="module")
+def built(model, processor, tmp_path_factory):
+    """The three repos that training and the builders leave, and the results of a run."""
+    root = write_repos(tmp_path_factory.mktemp("built"), model, processor)
+    write_results(root / "results", score=0.625)
+    return root
+
+
+@pytest.fixture
+def root(built, tmp_path):
+    """A copy of them to change."""
+    return shutil.copytree(built, tmp_path / "root")
+
+
+def test_model_card_states_results_training_and_calls(root):
+    folder = root / "org" / "gve-mini"
+    (folder / render.TRAINING_RECORD).write_text(json.dumps(RECORD))
+    add_results(root / "results", folder)
+    card = render.render_model_card(folder, "me")
+    assert card.data.license == "apache-2.0" and card.data.datasets == ["me/uvrd-mini"]
+    scores = {result.dataset_config: (result.metric_type, result.metric_value) for result in card.data.eval_results}
+    assert scores == {"msrvtt-queries": ("recall_at_1", 0.625), "ms_ti-queries": ("precision_at_1", 0.3125)}
+    for text in (
+        'AutoModel.from_pretrained("me/gve-mini", trust_remote_code=True)',
+        "accelerate launch evaluate_metrics/run_uvrb.py",
+        RECORD["command"],
+        "steps: 1234",
+        "| temperature | 0.03 |",
+        "32 dimensions",
+        "(results/uvrb-mini.png)",
+    ):
+        assert text in card.text
+    row = next(line for line in card.text.splitlines() if line.startswith("| msrvtt "))
+    assert row.split("|")[4].strip() == "0.625"
+
+
+def test_model_card_names_no_folder_of_this_machine(root):
+    folder = root / "org" / "gve-mini"
+    results = json.loads((root / "results" / "results.json").read_text())
+    results["models"][0]["path"] = str(folder)
+    results["benchmark"] = str(root / "org" / "uvrb-mini")
+    (root / "results" / "results.json").write_text(json.dumps(results))
+    add_results(root / "results", folder)
+    card = render.render_model_card(folder)
+    assert str(root) not in str(card)
+    assert "--model org/gve-mini --benchmark org/uvrb-mini" in card.text
+
+
+def test_model_card_without_a_run_says_so(root):
+    card = render.render_model_card(root / "org" / "gve-mini")
+    assert card.data.eval_results is None
+    assert "Not judged yet" in card.text and "Not recorded" in card.text
+
+
+@pytest.mark.parametrize("name", ["uvrb-mini", "uvrd-mini"])
+def test_dataset_card_keeps_the_builders_metadata(root, name):
+    folder = root / "org" / name
+    before = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    for _ in range(2):  # a second time it reads what it wrote itself
+        render.render_repo(folder, "me")
+        data = DatasetCard.load(folder / "README.md").data.to_dict()
+        assert {key: data[key] for key in before} == before
+        assert data["license"] == "apache-2.0" and data["size_categories"] == ["n<1K"]
+    assert f'load_dataset("me/{name}"' in (folder / "README.md").read_text()
+
+
+def test_dataset_cards_count_their_rows(root):
+    benchmark = render.render_benchmark_card(root / "org" / "uvrb-mini").text
+    assert f"| `msrvtt` | MSRVTT | text | recall@1 | {N_VIDEOS} | {N_VIDEOS} |" in benchmark
+    pairs = render.render_training_data_card(root / "org" / "uvrd-mini").text
+    assert "| config | train | validation |\n|---|---:|---:|\n| `all` | 4 | 2 |\n| `t2v` | 4 | 2 |\n" in pairs
+
+
+def test_assembling_adds_the_metrics_and_every_card(root):
+    folders = assemble(root, "org", results_dir=root / "results")
+    assert {folder.name: repo_type(folder) for folder in folders} == {
+        "gve-mini": "model",
+        "uvrb-mini": "dataset",
+        "uvrb_abilities": "space",
+        "uvrb_retrieval": "space",
+        "uvrd-mini": "dataset",
+    }
+    assert ModelCard.load(root / "org" / "gve-mini" / "README.md").data.eval_results
+    assert not list(root.glob("org/uvrb_*/__*"))
+
+
+def test_metrics_carry_the_namespace(tmp_path):
+    copy_metric("uvrb_retrieval", tmp_path / "uvrb_retrieval", "me")
+    card = (tmp_path / "uvrb_retrieval" / "README.md").read_text()
+    assert 'evaluate.load("me/uvrb_retrieval")' in card and "org/uvrb" not in card
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name, gone, message",
+    [
+        ("gve-mini", "config.json", "is no repo"),
+        ("gve-mini", "model.safetensors", "has no weights"),
+        ("uvrb-mini", "msrvtt-corpus", "has no file msrvtt-corpus/test.parquet"),
+        ("uvrd-mini", "README.md", "lists no configs"),
+    ],
+)
+def test_a_missing_part_is_named(root, name, gone, message):
+    remove(root / "org" / name / gone)
+    with pytest.raises(ValueError, match=message):
+        render.render_repo(root / "org" / name)
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", '{"model_type": "bert"}', "lacks backbone_config"),
+        ("config.json", "{", "is not JSON"),
+        ("training_run.json", "{}", "training_run.json lacks command, summary, settings"),
+        ("results/other.json", "{}", "is no results.json of"),
+    ],
+)
+def test_a_broken_part_is_named(root, file, content, message):
+    path = root / "org" / "gve-mini" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        render.render_model_card(root / "org" / "gve-mini")
+
+
+def test_a_benchmark_without_a_config_of_a_dataset_is_named(root):
+    card = root / "org" / "uvrb-mini" / "README.md"
+    card.write_text(card.read_text().replace("config_name: ms_ti-top_ranked", "config_name: other"))
+    with pytest.raises(ValueError, match="lacks the configs ms_ti-top_ranked"):
+        render.render_benchmark_card(card.parent)
+
+
+def test_unknown_names_and_results_are_one_line(root, capsys):
+    with pytest.raises(ValueError, match=r"no folder .*gve-maxi; .* holds gve-mini, uvrb-mini, uvrd-mini"):
+        repo_folder(root, "org", "gve-maxi")
+    with pytest.raises(ValueError, match="no results.json in"):
+        assemble(root, results_dir=root / "nowhere")
+    (root / "org" / "uvrb-mini" / "README.md").write_text("---\na: [\n---\n")
+    with pytest.raises(ValueError, match="front matter cannot be read") as error:
+        repo_type(root / "org" / "uvrb-mini")
+    assert "\n" not in str(error.value)

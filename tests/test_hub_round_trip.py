@@ -1,0 +1,73 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""All five repos go to the stand-in Hub with the real clients and are loaded back by name, as a user loads them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hub_repos import write_repos, write_results
+
+from hub_cards.assemble import assemble
+
+
+pytest_plugins = ["hub_fixtures"]
+CHECKOUT = {"PYTHONPATH": str(Path(__file__).parents[1])}
+REPOS = {
+    "gve-mini": "models",
+    "uvrb-mini": "datasets",
+    "uvrb_abilities": "spaces",
+    "uvrb_retrieval": "spaces",
+    "uvrd-mini": "datasets",
+}
+
+
+@pytest.fixture(scope="module")
+def root(model, processor, tmp_path_factory):
+    """Folder of the namespaces, with all five repos ready to be pushed."""
+    folder = write_repos(tmp_path_factory.mktemp("hub_root"), model, processor)
+    write_results(folder / "eval" / "tiny")
+    assemble(folder, results_dir=folder / "eval" / "tiny")
+    return folder
+
+
+def files_of(hub, kind, name):
+    repo = json.loads((hub.hub.storage.repos / kind / f"org--{name}.json").read_text())
+    return set(repo["commits"][repo["branches"]["main"]]["files"])
+
+
+def test_five_repos_round_trip_by_name(hub, root, run_client):
+    publish = ["-m", "hub_cards.publish", "--namespace", "org", "--root", root]
+    pushed = run_client(publish, env=CHECKOUT).stdout.split()
+    prefixes = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
+    assert pushed == [f"{hub.url}/{prefixes[kind]}org/{name}" for name, kind in REPOS.items()]
+    assert not any(path.startswith("run/") for path in files_of(hub, "models", "gve-mini"))
+    assert {"README.md", "results/uvrb-mini.json", "modeling_gve.py"} <= files_of(hub, "models", "gve-mini")
+
+    proof = run_client(["-m", "hub_cards.prove", "--base", "org"], env=CHECKOUT).stdout
+    for call in (
+        'AutoModel.from_pretrained("org/gve-mini", trust_remote_code=True)\n    GVEModel of',
+        'load_dataset("org/uvrb-mini", split="test")\n    12 rows',
+        'load_dataset("org/uvrb-mini", "msrvtt-corpus", split="test")\n    6 rows',
+        'load_dataset("org/uvrd-mini", split="train", streaming=True)',
+        'load_dataset("org/uvrd-mini", "t2v", split="validation")\n    2 rows',
+        '"0 msrvtt"\namong 6 videos of msrvtt-corpus',
+        "v0  <- the right one",
+        'evaluate.load("org/uvrb_retrieval")\n    UvrbRetrieval',
+        "0.599 over abilities",
+        "proved:",
+    ):
+        assert call in proof, proof
+
+
+def test_publishing_again_uploads_nothing_and_drops_what_is_gone(hub, root, run_client):
+    publish = ["-m", "hub_cards.publish", "--namespace", "org", "--root", root, "--repo", "uvrd-mini"]
+    run_client(publish, env=CHECKOUT)
+    gone = root / "org" / "uvrd-mini" / "stale.txt"
+    gone.write_text("of an earlier build")
+    run_client(publish, env=CHECKOUT)
+    assert "stale.txt" in files_of(hub, "datasets", "uvrd-mini")
+    gone.unlink()
+    before = len(hub.log)
+    run_client(publish, env=CHECKOUT)
+    assert "stale.txt" not in files_of(hub, "datasets", "uvrd-mini")
+    assert [entry for entry in hub.log[before:] if entry[0] == "PUT"] == []

@@ -1,0 +1,83 @@
+"""The Modality Pyramid in closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+
+from training.curriculum import Curriculum, probe_sample, sigma_at, task_probabilities
+
+
+RELEVANCE = {"t2t": 0.9, "t2v": 0.4, "v2v": 0.7}
+
+
+def test_sigma_rises_linearly():
+    assert [sigma_at(epoch, 4) for epoch in range(4)] == pytest.approx([0.1, 0.4, 0.7, 1.0])
+    assert sigma_at(0, 1) == 0.1
+    with pytest.raises(ValueError, match="epoch must be from 0 to 3, got 4"):
+        sigma_at(4, 4)
+
+
+def test_probabilities_in_closed_form():
+    # exp(R / sigma) of 0 and sigma * ln 3 are 1 and 3.
+    assert task_probabilities([0.0, 0.2 * math.log(3)], 0.2) == pytest.approx([0.25, 0.75])
+    assert task_probabilities([0.5, 0.5, 0.5, 0.5], 0.1) == pytest.approx([0.25] * 4)
+    assert task_probabilities([500.0, 0.0], 0.1) == pytest.approx([1, 0])  # no overflow
+
+
+def test_well_aligned_tasks_first_all_alike_later():
+    early, late = task_probabilities(list(RELEVANCE.values()), 0.1), task_probabilities(list(RELEVANCE.values()), 1.0)
+    assert early[0] > 0.85
+    assert late.max() / late.min() == pytest.approx(math.exp(0.5))
+
+
+@pytest.mark.parametrize(("scores", "sigma"), [([0.1, math.nan], 0.1), ([0.1], 0.0)])
+def test_bad_scores_and_sigma(scores, sigma):
+    with pytest.raises(ValueError, match="sigma must be above 0|finite relevance score"):
+        task_probabilities(scores, sigma)
+
+
+def test_every_rank_draws_the_same_task():
+    ranks = [Curriculum(RELEVANCE, epochs=2, steps_per_epoch=50, seed=7) for _ in range(3)]
+    for rank in ranks:
+        rank.start_epoch(0, RELEVANCE)
+    draws = [rank.draws(0) for rank in ranks]
+    assert draws[0] == draws[1] == draws[2]
+    other = Curriculum(RELEVANCE, epochs=2, steps_per_epoch=50, seed=8)
+    other.start_epoch(0, RELEVANCE)
+    assert other.draws(0) != draws[0]
+
+
+def test_draws_follow_the_probabilities():
+    curriculum = Curriculum(RELEVANCE, epochs=1, steps_per_epoch=20000, sigma_min=0.5)
+    plan = curriculum.start_epoch(0, RELEVANCE)
+    draws = curriculum.draws(0)
+    for task, share in plan.probabilities.items():
+        assert draws.count(task) / len(draws) == pytest.approx(share, abs=0.02)
+
+
+def test_uniform_schedule_logs_relevance_but_ignores_it():
+    curriculum = Curriculum(RELEVANCE, epochs=2, steps_per_epoch=10, schedule="uniform")
+    plan = curriculum.start_epoch(0, RELEVANCE)
+    assert list(plan.probabilities.values()) == pytest.approx([1 / 3] * 3)
+    assert plan.relevance == RELEVANCE
+    with pytest.raises(ValueError, match="schedule must be one of pyramid, uniform, got 'random'"):
+        Curriculum(RELEVANCE, 1, 1, schedule="random")
+
+
+def test_restored_curriculum_goes_on_alike():
+    whole = Curriculum(RELEVANCE, epochs=3, steps_per_epoch=30)
+    whole.start_epoch(0, RELEVANCE)
+    restored = Curriculum(RELEVANCE, epochs=3, steps_per_epoch=30)
+    restored.load_state_dict(whole.state_dict())
+    assert restored.draws(0) == whole.draws(0)
+    with pytest.raises(ValueError, match="epoch 1 starts next, got 0"):
+        restored.start_epoch(0, RELEVANCE)
+    assert restored.start_epoch(1, RELEVANCE) == whole.start_epoch(1, RELEVANCE)
+
+
+def test_probe_sample_is_one_for_all_epochs():
+    rows = probe_sample("t2v", 100, 20, seed=1)
+    assert rows == probe_sample("t2v", 100, 20, seed=1) != probe_sample("v2v", 100, 20, seed=1)
+    assert len(set(rows)) == 20
+    assert probe_sample("t2v", 5, 20, seed=1) == list(np.arange(5))

@@ -1,0 +1,172 @@
+"""The objective against direct evaluation of its formula, in closed forms, and across ranks."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from training.losses import false_negatives, gather_with_grad, info_nce, symmetric_info_nce
+
+
+def random_rows(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def equation_1(queries, targets, negatives, valid, temperature):
+    """Both directions, candidate by candidate, in NumPy."""
+    total = 0.0
+    for i, (query, target) in enumerate(zip(queries, targets)):
+        positive = math.exp(query @ target / temperature)
+        to_targets = sum(math.exp(query @ other / temperature) for other in targets)
+        to_negatives = sum(
+            math.exp(query @ negative / temperature)
+            for row, slots in zip(negatives, valid)
+            for negative, exists in zip(row, slots)
+            if exists
+        )
+        to_queries = sum(math.exp(target @ other / temperature) for other in queries)
+        total += -math.log(positive / (to_targets + to_negatives)) - math.log(positive / to_queries)
+    return total / 2 / len(queries)
+
+
+@pytest.mark.parametrize("num_negatives", [0, 1, 3])
+def test_equals_equation_1(num_negatives):
+    queries, targets = random_rows(5, 8), random_rows(5, 8, seed=1)
+    negatives = random_rows(5, num_negatives, 8, seed=2)
+    valid = torch.ones(5, num_negatives, dtype=torch.bool)
+    valid[3:, 1:] = False  # some rows have fewer negatives
+    output = symmetric_info_nce(queries, targets, negatives, valid, 0.2, identical_tolerance=None, margin=None)
+    expected = equation_1(queries.numpy(), targets.numpy(), negatives.numpy(), valid.numpy(), 0.2)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_hard_negatives_reach_queries_and_leave_the_other_direction_whole():
+    queries, targets, negatives = (
+        random_rows(4, 8, seed=seed).requires_grad_() if seed < 2 else random_rows(4, 2, 8, seed=seed)
+        for seed in range(3)
+    )
+    rules = {"temperature": 0.1, "identical_tolerance": None, "margin": None}
+    without = symmetric_info_nce(queries, targets, **rules).loss
+    with_negatives = symmetric_info_nce(queries, targets, negatives, **rules).loss
+    backward = info_nce(targets @ queries.T, torch.arange(4), 0.1)
+    forward = info_nce(queries @ torch.cat([targets, negatives.flatten(0, 1)]).T, torch.arange(4), 0.1)
+    assert with_negatives > without
+    assert with_negatives.item() == pytest.approx((forward + backward).item() / 2)
+
+
+def test_identical_embeddings_give_the_log_of_the_candidate_count():
+    rows = random_rows(1, 8).expand(6, 8)
+    negatives = rows[:, None].expand(6, 2, 8)
+    output = symmetric_info_nce(rows, rows, negatives, identical_tolerance=None, margin=None)
+    assert output.loss.item() == pytest.approx((math.log(6 + 12) + math.log(6)) / 2)
+    assert output.positive_score.item() == pytest.approx(1)
+    assert output.negative_gap.item() == pytest.approx(0, abs=1e-12)
+    assert output.masked.item() == 0
+
+
+def test_orthogonal_pairs_in_closed_form():
+    rows = torch.eye(4, dtype=torch.float64)
+    output = symmetric_info_nce(rows, rows, temperature=0.5)
+    assert output.loss.item() == pytest.approx(math.log(1 + 3 * math.exp(-2)))
+    assert output.relevance.item() == pytest.approx(0.25)
+    assert output.negative_gap.item() == pytest.approx(-1)
+
+
+def test_candidate_identical_to_the_positive_is_masked_in_both_directions():
+    rows = torch.eye(3, dtype=torch.float64)
+    rows[1] = rows[0]  # queries 0 and 1, and targets 0 and 1, are the same
+    output = symmetric_info_nce(rows, rows, temperature=0.5, margin=None)
+    first, last = math.log(1 + math.exp(-2)), math.log(1 + 2 * math.exp(-2))
+    assert output.loss.item() == pytest.approx((2 * first + last) / 3)
+    assert output.masked.item() == pytest.approx(4 / 12)
+
+
+def test_candidate_that_outscores_the_positive_is_masked_only_beyond_the_margin():
+    scores = torch.tensor([[0.5, 0.59, 0.61, 0.2]])
+    rows = torch.eye(4)
+    mask = false_negatives(scores, torch.tensor([0]), rows, rows[:1])
+    assert mask.tolist() == [[False, False, True, False]]
+    assert not false_negatives(scores, torch.tensor([0]), rows, rows[:1], margin=None).any()
+
+
+def test_all_negatives_masked_leaves_no_gap_and_no_loss():
+    rows = random_rows(1, 8).expand(3, 8)
+    output = symmetric_info_nce(rows, rows)
+    assert output.loss.item() == 0
+    assert output.negative_gap.item() == -math.inf
+    assert output.masked.item() == 1
+
+
+def test_gradients_are_right_with_negatives_and_masks():
+    queries, targets = random_rows(3, 4).requires_grad_(), random_rows(3, 4, seed=1).requires_grad_()
+    negatives = random_rows(3, 2, 4, seed=2).requires_grad_()
+    valid = torch.tensor([[True, True], [True, False], [False, False]])
+
+    def loss(queries, targets, negatives):
+        return symmetric_info_nce(queries, targets, negatives, valid, temperature=0.3, margin=0.5).loss
+
+    assert torch.autograd.gradcheck(loss, (queries, targets, negatives))
+    loss(queries, targets, negatives).backward()
+    assert negatives.grad[~valid].abs().max() == 0
+
+
+@pytest.mark.parametrize("temperature", [0, -0.03, 1.5, math.nan, "0.03", True])
+def test_temperature_is_range_checked(temperature):
+    rows = random_rows(2, 4)
+    with pytest.raises(ValueError, match="temperature must be a number from 0.001 to 1.0"):
+        symmetric_info_nce(rows, rows, temperature=temperature)
+
+
+def test_shapes_are_checked():
+    rows = random_rows(2, 4)
+    with pytest.raises(ValueError, match="queries and targets must both be"):
+        symmetric_info_nce(rows, rows[:1])
+    with pytest.raises(ValueError, match=r"negatives must be \(B, N, D\)"):
+        symmetric_info_nce(rows, rows, rows)
+    with pytest.raises(ValueError, match="negatives_valid must be"):
+        symmetric_info_nce(rows, rows, rows[:, None], torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="positives must be columns from 0 to 1"):
+        info_nce(rows @ rows.T, torch.tensor([0, 2]), 0.1)
+
+
+def _loss_of_a_linear_model(weight, inputs, gather=gather_with_grad):
+    queries, targets, negatives = (F.normalize(each @ weight, dim=-1) for each in inputs)
+    valid = torch.tensor([[True, False]] * len(queries))
+    return symmetric_info_nce(queries, targets, negatives, valid, temperature=0.1, gather=gather)
+
+
+def _rank(rank, world_size, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    assert dist.get_world_size() == 2
+    weight = random_rows(6, 5, seed=9).requires_grad_()
+    inputs = [each.chunk(world_size)[rank] for each in _joined_inputs()]
+    output = _loss_of_a_linear_model(weight, inputs)
+    output.loss.backward()
+    dist.all_reduce(weight.grad)  # as DDP averages
+    loss = output.loss.detach().clone()
+    dist.all_reduce(loss)
+    np.savez(f"{folder}/{rank}.npz", loss=loss / world_size, gradient=weight.grad / world_size)
+    dist.destroy_process_group()
+
+
+def _joined_inputs():
+    return random_rows(8, 6, seed=3), random_rows(8, 6, seed=4), random_rows(8, 2, 6, seed=5)
+
+
+def test_two_ranks_equal_one_with_the_joined_batch(tmp_path, free_port):
+    mp.start_processes(_rank, (2, free_port, str(tmp_path)), nprocs=2, start_method="spawn")
+    weight = random_rows(6, 5, seed=9).requires_grad_()
+    loss = _loss_of_a_linear_model(weight, _joined_inputs()).loss
+    loss.backward()
+    for rank in range(2):
+        saved = np.load(tmp_path / f"{rank}.npz")
+        assert saved["loss"] == pytest.approx(loss.item(), rel=1e-12)
+        np.testing.assert_allclose(saved["gradient"], weight.grad, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,73 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""Checkpoints that are whole or absent, so that a killed run goes on where it was.
+
+A checkpoint holds weights, optimiser, scheduler and random states of every rank, as accelerate saves them, and
+`progress.json`: step, position in each task's data, the curriculum's history, the settings. It is written under a
+temporary name and renamed last.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+
+PREFIX = "checkpoint-"
+
+
+def checkpoints(run_dir):
+    """Whole checkpoints of a run, oldest first."""
+    return sorted(path for path in Path(run_dir).glob(f"{PREFIX}*") if path.is_dir())
+
+
+def save_checkpoint(accelerator, run_dir, progress, keep):
+    """Write a checkpoint and delete the oldest ones; every rank calls this.
+
+    Args:
+        accelerator (`Accelerator`): its prepared and registered objects are saved.
+        run_dir (`str` or `os.PathLike`): where checkpoints lie.
+        progress (`dict`): JSON values, with `step`, the number of finished steps.
+        keep (`int`): how many checkpoints stay.
+
+    Returns:
+        `Path` of the checkpoint.
+    """
+    final = Path(run_dir) / f"{PREFIX}{progress['step']:08d}"
+    temporary = final.with_name(f".{final.name}")
+    if accelerator.is_main_process:
+        for leftover in (temporary, final):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / "progress.json").write_text(json.dumps(progress, indent=1))
+        os.replace(temporary, final)
+        for old in checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_checkpoint(accelerator, path):
+    """Restore what `save_checkpoint` saved into the accelerator's objects and return its `progress`."""
+    accelerator.load_state(str(path))
+    return json.loads((Path(path) / "progress.json").read_text())
+
+
+def forget_run(run_dir):
+    """Delete a run's checkpoints and log; its frame cache stays."""
+    for path in checkpoints(run_dir):
+        shutil.rmtree(path)
+    (Path(run_dir) / "log.jsonl").unlink(missing_ok=True)
+
+
+def check_settings(path, settings):
+    """Raise a `ValueError` if a checkpoint belongs to a run with other settings, naming what differs."""
+    saved = json.loads((Path(path) / "progress.json").read_text())["settings"]
+    current = json.loads(json.dumps(settings))
+    names = sorted(name for name in saved.keys() | current.keys() if saved.get(name) != current.get(name))
+    if names:
+        changes = ", ".join(f"{name} {saved.get(name)!r} -> {current.get(name)!r}" for name in names)
+        raise ValueError(f"{path} is of a run with other settings ({changes}): set overwrite, or another run_dir")

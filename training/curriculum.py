@@ -1,0 +1,145 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""The Modality Pyramid: which task each step trains (arXiv 2510.27571, section on the curriculum).
+
+At the start of every epoch a prober gives each task k a score R_k, the mean cosine of N_p of its positive pairs. The
+epoch's tasks are drawn with P(k) proportional to exp(R_k / sigma), and sigma rises linearly over the epochs from 0.1
+to 1.0: well-aligned tasks first, all tasks nearly alike at the end. The `uniform` schedule draws every task alike and
+exists for ablations.
+
+Everything here is a function of the settings, the seed and the R_k, so that all ranks draw the same task and a resumed
+run draws what the uninterrupted one would have drawn.
+"""
+
+import zlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+SCHEDULES = ("pyramid", "uniform")
+
+
+def sigma_at(epoch, epochs, sigma_min=0.1, sigma_max=1.0):
+    """Temperature of the scheduler in an epoch, linear from `sigma_min` in the first to `sigma_max` in the last.
+
+    Args:
+        epoch (`int`): from 0.
+        epochs (`int`): how many there are; with one epoch sigma is `sigma_min`.
+        sigma_min, sigma_max (`float`): > 0, dimensionless.
+
+    Returns:
+        `float`: sigma.
+
+    Raises:
+        ValueError: the epoch does not exist.
+    """
+    if not 0 <= epoch < epochs:
+        raise ValueError(f"epoch must be from 0 to {epochs - 1}, got {epoch}")
+    return sigma_min + (sigma_max - sigma_min) * epoch / max(epochs - 1, 1)
+
+
+def task_probabilities(relevance, sigma):
+    """P(k) proportional to exp(R_k / sigma).
+
+    Args:
+        relevance (sequence of `float`): R_k of each task, a mean cosine.
+        sigma (`float`): > 0.
+
+    Returns:
+        `np.ndarray` of shape `(K,)`, float64, sums to 1.
+
+    Raises:
+        ValueError: sigma is not positive, or a score is not finite.
+    """
+    scores = np.asarray(relevance, dtype=np.float64)
+    if not sigma > 0:
+        raise ValueError(f"sigma must be above 0, got {sigma}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"every task needs a finite relevance score, got {scores.tolist()}")
+    weights = np.exp((scores - scores.max()) / sigma)
+    return weights / weights.sum()
+
+
+def probe_sample(task, size, count, seed):
+    """Rows of a task that the prober scores: `min(count, size)` different ones, sorted, drawn once for all epochs.
+
+    # Not in the paper: one sample for all epochs, so that R_k changes through the weights alone.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(task.encode()), 1])
+    return sorted(generator.choice(size, size=min(count, size), replace=False).tolist())
+
+
+@dataclass
+class EpochPlan:
+    """What the curriculum decided for an epoch, as it is logged and kept in a checkpoint.
+
+    Attributes:
+        epoch (`int`): from 0.
+        sigma (`float`): the scheduler's temperature.
+        relevance (`dict[str, float]`): R_k by task.
+        probabilities (`dict[str, float]`): P(k) by task.
+    """
+
+    epoch: int
+    sigma: float
+    relevance: dict
+    probabilities: dict
+
+
+class Curriculum:
+    """Plans epochs and draws one task a step.
+
+    Args:
+        tasks (`list[str]`): their order is part of the draw.
+        epochs, steps_per_epoch (`int`): length of the run.
+        schedule (`str`, defaults to `"pyramid"`): `"pyramid"` or `"uniform"`.
+        sigma_min, sigma_max (`float`): see [`sigma_at`].
+        seed (`int`): the same seed and R_k give the same draws.
+    """
+
+    def __init__(self, tasks, epochs, steps_per_epoch, schedule="pyramid", sigma_min=0.1, sigma_max=1.0, seed=42):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        self.tasks = list(tasks)
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.schedule, self.sigma_min, self.sigma_max, self.seed = schedule, sigma_min, sigma_max, seed
+        self.history = []
+
+    def start_epoch(self, epoch, relevance):
+        """Fix an epoch's probabilities from the prober's scores.
+
+        Args:
+            epoch (`int`): from 0; epochs start in order.
+            relevance (`dict[str, float]`): R_k of every task.
+
+        Returns:
+            [`EpochPlan`], also appended to `history`.
+        """
+        if epoch != len(self.history):
+            raise ValueError(f"epoch {len(self.history)} starts next, got {epoch}")
+        sigma = sigma_at(epoch, self.epochs, self.sigma_min, self.sigma_max)
+        scores = [relevance[task] for task in self.tasks]
+        probabilities = task_probabilities(scores, sigma)
+        if self.schedule == "uniform":
+            probabilities = np.full(len(self.tasks), 1 / len(self.tasks))
+        plan = EpochPlan(
+            epoch,
+            sigma,
+            {task: float(score) for task, score in zip(self.tasks, scores)},
+            {task: float(p) for task, p in zip(self.tasks, probabilities)},
+        )
+        self.history.append(plan)
+        return plan
+
+    def draws(self, epoch):
+        """The tasks of a started epoch, one a step, drawn from its probabilities by a generator of its own."""
+        probabilities = np.array([self.history[epoch].probabilities[task] for task in self.tasks])
+        generator = np.random.default_rng([self.seed, epoch])
+        chosen = generator.choice(len(self.tasks), size=self.steps_per_epoch, p=probabilities / probabilities.sum())
+        return [self.tasks[index] for index in chosen]
+
+    def state_dict(self):
+        return {"history": [asdict(plan) for plan in self.history]}
+
+    def load_state_dict(self, state):
+        self.history = [EpochPlan(**plan) for plan in state["history"]]

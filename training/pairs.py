@@ -1,0 +1,373 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""Training pairs: read once, media decoded once, batched without duplicates.
+
+A pairs repo has one config a task with the columns of `COLUMNS` (see the project's conventions). Its videos and images
+are decoded into a [`FrameStore`] at the model's frame size before training, so that a step only copies pixels.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from modeling_gve.video_gve import VideoFrames, decode_video, load_image
+
+
+SIDES = tuple(f"{side}_{kind}" for side in ("query", "target") for kind in ("text", "image", "video"))
+COLUMNS = (*SIDES, "negatives", "instruction", "source_id")
+ROWS_AT_ONCE = 256
+
+
+def available_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class Side(NamedTuple):
+    """One side of a pair: text and keys of media in the [`FrameStore`]. Equal sides have equal content."""
+
+    text: str | None = None
+    image: str | None = None
+    video: str | None = None
+
+
+class Pair(NamedTuple):
+    """A training pair; the instruction belongs to the query only."""
+
+    query: Side
+    target: Side
+    negatives: tuple
+    instruction: str | None
+    source_id: str | None
+
+
+class Skipped(NamedTuple):
+    """A pair or a negative that was left out because its content could not be read."""
+
+    task: str
+    row: int
+    side: str
+    reason: str
+
+
+class FrameStore:
+    """Frames of videos and images as uint8 at the model's size, on disk, by content.
+
+    Files lie in `root/<settings>/<segment>/`, where `settings` names frame count and size limits. A segment is a file of
+    pixels and an index; it is written under a temporary name and renamed when whole, so an interrupted run leaves nothing
+    half-written, and later runs read it and decode only what is new.
+
+    Args:
+        root (`str` or `os.PathLike`): cache folder.
+        processor (`GVEProcessor`): its `num_frames` and its image and video processors' sizes are the rule.
+    """
+
+    def __init__(self, root, processor):
+        self._processor = processor
+        self.folder = Path(root) / self._settings_name()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._entries = {}  # key -> (pixels of its segment, offset, shape, times)
+        self._writer = None
+        for segment in sorted(self.folder.iterdir()):
+            if not segment.name.startswith("."):
+                self._open(segment)
+
+    def __contains__(self, key):
+        return key in self._entries or (self._writer is not None and key in self._writer.index)
+
+    def __len__(self):
+        return len(self._entries)
+
+    def __getitem__(self, key):
+        """Frames of a sealed medium, as [`VideoFrames`] of `(T, H, W, 3)` uint8 and seconds; an image has T = 1."""
+        pixels, offset, shape, times = self._entries[key]
+        return VideoFrames(pixels[offset : offset + int(np.prod(shape))].reshape(shape), times)
+
+    def put(self, media):
+        """Decode media that are not stored yet.
+
+        Args:
+            media (list of `(kind, data)`): kind `"image"` or `"video"`, data the encoded file's `bytes`.
+
+        Returns:
+            list of `(key, reason)`: the key, or None and why the medium cannot be read.
+        """
+        keys = [f"{kind}-{hashlib.sha256(data).hexdigest()[:32]}" for kind, data in media]
+        new = {key: item for key, item in zip(keys, media) if key not in self}
+        failures = {}
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for key, frames in zip(new, pool.map(self._decode, new.values())):
+                if isinstance(frames, str):
+                    failures[key] = frames
+                else:
+                    self._writer = self._writer or _SegmentWriter(self.folder)
+                    self._writer.add(key, frames)
+        return [(None, failures[key]) if key in failures else (key, None) for key in keys]
+
+    def seal(self):
+        """Make what was `put` since the last call durable and readable."""
+        if self._writer is not None:
+            segment, self._writer = self._writer.close(), None
+            self._open(segment)
+
+    def _settings_name(self):
+        image, video = self._processor.image_processor, self._processor.video_processor
+        rule = [self._processor.num_frames, image.patch_size * image.merge_size, video.patch_size * video.merge_size]
+        rule += [image.size.shortest_edge, image.size.longest_edge, video.size.shortest_edge, video.size.longest_edge]
+        return "frames-" + "-".join(str(int(number)) for number in rule)
+
+    def _open(self, segment):
+        index = json.loads((segment / "index.json").read_text())
+        pixels = np.memmap(segment / "pixels.bin", dtype=np.uint8, mode="r")
+        for key, (offset, shape, times) in index.items():
+            self._entries[key] = (pixels, offset, tuple(shape), np.array(times))
+
+    def _decode(self, item):
+        """Frames at the model's size, or the reason why there are none."""
+        kind, data = item
+        try:
+            if kind == "image":
+                return VideoFrames(self._resize(load_image(data)[None], self._processor.image_processor), np.zeros(1))
+            frames, times = decode_video(data, self._processor.num_frames)
+            return VideoFrames(self._resize(frames, self._processor.video_processor), times)
+        except ValueError as error:
+            return str(error)
+
+    @staticmethod
+    def _resize(frames, processor):
+        """The processor's own resizing, `(T, H, W, 3)` to `(T, H', W', 3)` uint8; doing it again changes nothing."""
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, -3)
+        factor = processor.patch_size * processor.merge_size
+        resized = processor.resize(pixels, size=processor.size, resample=processor.resample, factor=factor)
+        return resized.movedim(-3, -1).contiguous().numpy()
+
+
+class _SegmentWriter:
+    """A segment of the [`FrameStore`] under its temporary name."""
+
+    def __init__(self, folder):
+        self._name = uuid.uuid4().hex[:12]
+        self._temporary = folder / f".{self._name}"
+        self._final = folder / self._name
+        self._temporary.mkdir()
+        self._file = open(self._temporary / "pixels.bin", "wb")
+        self.index = {}
+
+    def add(self, key, frames):
+        self.index[key] = (self._file.tell(), frames.frames.shape, np.asarray(frames.times).tolist())
+        self._file.write(frames.frames.tobytes())
+
+    def close(self):
+        self._file.close()
+        (self._temporary / "index.json").write_text(json.dumps(self.index))
+        os.replace(self._temporary, self._final)
+        return self._final
+
+
+def remove_unfinished(folder):
+    """Delete what an interrupted writer left behind under temporary names."""
+    for leftover in Path(folder).glob("**/.*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def task_names(repo):
+    """Configs of a pairs repo.
+
+    Raises:
+        ValueError: there is no such repo.
+    """
+    try:
+        return datasets.get_dataset_config_names(repo)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no training pairs at {repo!r}: give a dataset folder or Hub name as pairs") from error
+
+
+def read_pairs(repo, task, split, store, max_pairs=None, progress=False):
+    """Pairs of one task, their media put into the store and not sealed yet.
+
+    Args:
+        repo (`str`): folder or Hub name.
+        task, split (`str`): config and split.
+        store ([`FrameStore`]): receives the media.
+        max_pairs (`int`, *optional*): read at most so many rows.
+        progress (`bool`, defaults to `False`): show a bar.
+
+    Returns:
+        `tuple` of the list of [`Pair`] and the list of [`Skipped`].
+
+    Raises:
+        ValueError: split or columns are missing, or no pair is usable.
+    """
+    try:
+        rows = datasets.load_dataset(repo, task, split=split)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot read split {split!r} of task {task!r} from {repo!r}: {reason}") from error
+    missing = [name for name in COLUMNS if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"task {task!r} of {repo!r} lacks the columns {', '.join(missing)}")
+    rows = rows.select(range(min(len(rows), max_pairs or len(rows)))).select_columns(list(COLUMNS))
+    pairs, skipped = [], []
+    with tqdm(total=len(rows), desc=f"reading {task}", unit="pair", disable=not progress, leave=False) as bar:
+        # Arrow format leaves media undecoded: structs of bytes and path.
+        for table in rows.with_format("arrow").iter(ROWS_AT_ONCE):
+            chunk = table.to_pylist()
+            _read_chunk(task, bar.n, chunk, store, pairs, skipped)
+            bar.update(len(chunk))
+    if not pairs:
+        detail = f"; the first: {skipped[0].reason}" if skipped else ""
+        raise ValueError(f"task {task!r} of {repo!r} has no usable pair in split {split!r}{detail}")
+    return pairs, skipped
+
+
+def _read_chunk(task, first, chunk, store, pairs, skipped):
+    """Append the pairs of consecutive rows, decoding their media together."""
+    raw = {(number, name): side for number, row in enumerate(chunk, first) for name, side in _raw_sides(row).items()}
+    reasons, encoded = {}, {}
+    for place, side in raw.items():
+        for kind in ("image", "video"):
+            if side[kind] is not None:
+                encoded[place, kind], reasons[place, kind] = _file_bytes(side[kind])
+    readable = [where for where, data in encoded.items() if data is not None]
+    stored = store.put([(kind, encoded[place, kind]) for place, kind in readable])
+    keys = {where: key for where, (key, _) in zip(readable, stored)}
+    reasons |= {where: reason for where, (_, reason) in zip(readable, stored)}
+
+    for number, row in enumerate(chunk, first):
+        sides, broken = {}, []
+        for name in _raw_sides(row):
+            place = (number, name)
+            reason = _first_reason(raw[place], *(reasons.get((place, kind)) for kind in ("image", "video")))
+            if reason:
+                broken.append(Skipped(task, number, name, reason))
+            else:
+                sides[name] = Side(raw[place]["text"] or None, keys.get((place, "image")), keys.get((place, "video")))
+        skipped += broken
+        if "query" in sides and "target" in sides:
+            query, target, *negatives = sides.values()
+            pairs.append(Pair(query, target, tuple(negatives), row["instruction"], row["source_id"]))
+
+
+def _first_reason(side, *reasons):
+    """Why a side cannot be used, or None."""
+    empty = not side["text"] and side["image"] is None and side["video"] is None
+    return next(filter(None, reasons), "it has no text, image or video" if empty else None)
+
+
+def _raw_sides(row):
+    """`{name: {text, image, video}}` of a row, query and target first, media still encoded."""
+    sides = {
+        name: {kind: row[f"{name}_{kind}"] for kind in ("text", "image", "video")} for name in ("query", "target")
+    }
+    return sides | {f"negative {index}": negative for index, negative in enumerate(row["negatives"] or [])}
+
+
+def _file_bytes(medium):
+    """Bytes of a datasets medium and None, or None and the reason."""
+    if medium["bytes"]:
+        return medium["bytes"], None
+    path = medium["path"]
+    if not path:
+        return None, "it is empty"
+    try:
+        return Path(path).read_bytes(), None
+    except OSError as error:
+        return None, f"{path}: {error.strerror}"
+
+
+class PairStream:
+    """Endless batches of one task; batch i is a function of the settings, the seed and i.
+
+    Every pass over the pairs has an order of its own. A batch of all ranks together is cut into equal consecutive parts,
+    so that R ranks with B queries see what one rank with R * B queries sees. Pairs that do not fill a batch at the end
+    of a pass wait for a later pass's order.
+
+    Args:
+        task (`str`): for seeds and messages.
+        pairs (list of [`Pair`]): the task's pairs.
+        batch_size (`int`): B, queries a rank.
+        hard_negatives (`int`): N, at most, a query. A row with more takes turns from pass to pass.
+        seed (`int`): of the orders.
+        distinct (`bool`, defaults to `True`): no source, query or target twice in the batch of all ranks.
+            # Not in the paper: it masks duplicates by their scores only.
+        rank, world_size (`int`): this process among all.
+
+    Raises:
+        ValueError: not one batch can be made.
+    """
+
+    def __init__(self, task, pairs, batch_size, hard_negatives, seed, distinct=True, rank=0, world_size=1):
+        self.task, self.pairs, self.batch_size, self.hard_negatives = task, pairs, batch_size, hard_negatives
+        self._seed, self._distinct, self._rank, self._total = seed, distinct, rank, batch_size * world_size
+        self._next_pass, self._first, self._batches = 0, 0, []
+
+    def batch(self, index):
+        """This rank's part of batch `index`: `tuple` of the list of [`Pair`] and the number of the pass."""
+        if index < self._first:
+            self._next_pass, self._first, self._batches = 0, 0, []
+        while index >= self._first + len(self._batches):
+            self._first += len(self._batches)
+            self._batches = self._plan(self._next_pass)
+            self._next_pass += 1
+        rows = self._batches[index - self._first]
+        mine = rows[self._rank * self.batch_size : (self._rank + 1) * self.batch_size]
+        return [self.pairs[row] for row in mine], self._next_pass - 1
+
+    def negatives_of(self, pair, number_of_pass):
+        """At most N hard negatives of a pair; a different choice in each pass where there are more."""
+        available = len(pair.negatives)
+        count = min(self.hard_negatives, available)
+        first = number_of_pass * self.hard_negatives
+        return [pair.negatives[(first + offset) % available] for offset in range(count)]
+
+    def _plan(self, number_of_pass):
+        generator = np.random.default_rng([self._seed, zlib.crc32(self.task.encode()), number_of_pass])
+        order = generator.permutation(len(self.pairs)).tolist()
+        batches = self._distinct_batches(order) if self._distinct else self._plain_batches(order)
+        if not batches:
+            kind = "distinct pairs" if self._distinct else "pairs"
+            raise ValueError(
+                f"task {self.task!r} has {len(self.pairs)} pairs, too few {kind} for one batch of {self._total} over "
+                f"all ranks: lower task_batch_size of {self.task}"
+            )
+        return batches
+
+    def _plain_batches(self, order):
+        stop = len(order) - len(order) % self._total
+        return [order[start : start + self._total] for start in range(0, stop, self._total)]
+
+    def _distinct_batches(self, order):
+        """Fill batches in order; a pair that clashes with its batch waits for the next one."""
+        batches, waiting = [], order
+        while len(waiting) >= self._total:
+            rows, taken, deferred = [], set(), []
+            for place, row in enumerate(waiting):
+                pair = self.pairs[row]
+                # The prefixes keep a source's name from equalling a side.
+                names = {("query", pair.query), ("target", pair.target)}
+                if pair.source_id is not None:
+                    names.add(("source", pair.source_id))
+                if names & taken:
+                    deferred.append(row)
+                    continue
+                rows.append(row)
+                taken |= names
+                if len(rows) == self._total:
+                    deferred += waiting[place + 1 :]
+                    break
+            if len(rows) < self._total:
+                break
+            batches.append(rows)
+            waiting = deferred
+        return batches

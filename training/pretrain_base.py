@@ -1,0 +1,258 @@
+"""Pretrains `gve-mini-base` from random weights to caption the rendered world, as Qwen2.5-VL was before it became GVE.
+
+```bash
+python training/pretrain_base.py --output_dir build/gve-mini-base --minutes 60
+```
+
+Next-token loss on captions only. One sample is a dialogue about one film or picture: up to three captions in different styles, so that
+the vision tower is paid for once; or, without pictures, one text rewritten in another style. Foundations come first: single things at
+rest, then events, then several scenes. Not in the paper: all of it (its base came pretrained).
+"""
+
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvf
+from tqdm import tqdm
+from transformers import Qwen2_5_VLForConditionalGeneration
+from trl import TrlParser
+
+from dataset_builders.mini.render import frame_times, processes, render_frame
+from dataset_builders.mini.texts import describe
+from dataset_builders.mini.world import FPS, Film, draw_scene, generator
+from modeling_gve.modeling_gve import batch_equal_windows
+from training.base_model import FRAME_SIDE, build_config, build_processor, build_tokenizer
+
+
+NUM_FRAMES = 8
+SYSTEM = "You are a helpful assistant."
+PROMPTS = {
+    "coarse": "Describe briefly.",
+    "general": "Describe in general.",
+    "spatial": "Describe the places.",
+    "object": "Describe the objects.",
+    "temporal": "Describe the motion.",
+    "camera": "Describe the camera.",
+    "event": "Describe one event.",
+    "theme": "Describe the theme.",
+    "keywords": "List keywords.",
+    "detailed": "Describe in detail.",
+    "paragraph": "Describe the scenes.",
+    "long": "Describe all at length.",
+}
+# Styles that say different things, so that a later caption can not be copied from an earlier one.
+TRIPLES = (("temporal", "spatial", "theme"), ("event", "object", "camera"), ("keywords", "spatial", "temporal"), ("coarse", "object", "camera"), ("general", "spatial", "event"), ("detailed",))
+KINDS = ("first", "scene", "story", "long")
+
+
+@dataclass
+class PretrainingArguments:
+    output_dir: str = field(default="build/gve-mini-base", metadata={"help": "Where the model goes."})
+    steps: int = field(default=3200, metadata={"help": "The learning rate falls to zero by the last."})
+    films: int = field(default=20000, metadata={"help": "Distinct rendered films, kept as frames in memory."})
+    batch_size: int = field(default=32, metadata={"help": "Dialogues a step."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak, after the warm-up."})
+    warmup_steps: int = 100
+    seed: int = 42
+    threads: int = field(default=0, metadata={"help": "CPU threads, 0 for all cores."})
+    cache_dir: str = field(default="build/cache/pretraining", metadata={"help": "Rendered frames, reused."})
+
+
+def draw_film(i, seed):
+    """The `i`-th training film: `(kind, Film)`."""
+    rng = generator("pretraining", seed, i)
+    kind = KINDS[int(rng.choice(4, p=[0.12, 0.68, 0.12, 0.08]))]
+    if kind == "first":  # one or two things at rest
+        return kind, Film((draw_scene(rng, False, (1, 2), (0, 1), camera=0.2),))
+    if kind == "scene":
+        return kind, Film((draw_scene(rng, False, (1, 3), (0, 2), camera=0.5, two_moves=rng.random() < 0.4),))
+    n = int(rng.integers(2, 4) if kind == "story" else rng.integers(6, 11))
+    return kind, Film(tuple(draw_scene(rng, False, (1, 2), (1, 2), camera=0.2) for _ in range(n)))
+
+
+def sample_frames(film):
+    """Eight uniform frames as the model sees them: `(8, 3, 56, 56)` uint8."""
+    times = frame_times(film)
+    picked = np.round(np.linspace(0, len(times) - 1, NUM_FRAMES)).astype(int)
+    frames = torch.from_numpy(np.stack([render_frame(*times[i]) for i in picked])).permute(0, 3, 1, 2)
+    return tvf.resize(frames, [FRAME_SIDE, FRAME_SIDE], interpolation=tvf.InterpolationMode.BICUBIC, antialias=True).numpy()
+
+
+def _render_range(bounds):
+    torch.set_num_threads(1)
+    seed, start, stop = bounds
+    return np.stack([sample_frames(draw_film(i, seed)[1]) for i in range(start, stop)])
+
+
+def rendered_frames(arguments):
+    """All films' frames `(films, 8, 3, 56, 56)` uint8, rendered once and kept on disk."""
+    path = Path(arguments.cache_dir) / f"frames-{arguments.seed}-{arguments.films}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        step = 100
+        jobs = [(arguments.seed, i, min(i + step, arguments.films)) for i in range(0, arguments.films, step)]
+        with ProcessPoolExecutor(processes()) as pool:
+            parts = list(tqdm(pool.map(_render_range, jobs), total=len(jobs), desc="rendering", unit="x100"))
+        temporary = path.with_suffix(".tmp.npy")
+        np.save(temporary, np.concatenate(parts))
+        os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
+
+
+class Dialogues:
+    """Turns films into token ids, labels and patches."""
+
+    def __init__(self, arguments, processor, frames):
+        self.arguments, self.processor, self.frames = arguments, processor, frames
+        self.tokenizer = processor.tokenizer
+        self.video_id = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        self.image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self.kinds = np.array([KINDS.index(draw_film(i, arguments.seed)[0]) for i in tqdm(range(len(frames)), desc="graphs")])
+        self.by_kind = [np.flatnonzero(self.kinds == k) for k in range(len(KINDS))]
+
+    def ids(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def mixture(self, done):
+        """Shares of (first, scene, story, long, text only) when the share `done` of the training is over."""
+        return (0.7, 0.3, 0.0, 0.0, 0.0) if done < 0.08 else (0.08, 0.6, 0.12, 0.08, 0.12)
+
+    def sample(self, rng, kind, triple):
+        """One dialogue: `(ids, labels, frames or None, seconds between frames, "video" | "image" | None)`."""
+        medium = None
+        if kind < 4:
+            i = int(rng.choice(self.by_kind[kind]))
+            medium = "image" if kind == 0 or (kind == 1 and rng.random() < 0.12) else "video"
+        else:
+            i = int(rng.choice(self.by_kind[1]))
+        film = draw_film(i, self.arguments.seed)[1]
+        ids = self.ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n")
+        labels = [-100] * len(ids)
+        if medium:
+            tokens = [self.image_id] * 16 if medium == "image" else [self.video_id] * 64
+            ids += self.ids("<|vision_start|>") + tokens + self.ids("<|vision_end|>")
+            labels = [-100] * len(ids)
+        for turn, (asked, answer) in enumerate(self.turns(rng, film, kind, medium, triple)):
+            head = self.ids(("" if turn == 0 else "\n<|im_start|>user\n") + f"{asked}<|im_end|>\n<|im_start|>assistant\n")
+            tail = self.ids(f"{answer}<|im_end|>")
+            ids += head + tail
+            labels += [-100] * len(head) + tail
+        frames = None if medium is None else self.frames[i][:1] if medium == "image" else self.frames[i]
+        return ids, labels, frames, (film.frames - 1) / (NUM_FRAMES - 1) / FPS, medium
+
+    def turns(self, rng, film, kind, medium, triple):
+        styles = ("spatial", "object") if medium == "image" else None
+        if styles is None and kind in (0, 1):
+            styles = triple
+        elif kind == 2:
+            styles = ("paragraph",)
+        elif kind == 3:
+            styles = ("long",)
+        elif kind == 4:
+            source, target = rng.choice(["coarse", "general", "detailed", "temporal", "spatial"], 2, replace=False)
+            nested = {"coarse": "event", "general": "coarse", "detailed": target, "temporal": "event", "spatial": "object"}
+            target = nested[str(source)]
+            if target == "event" and not film.scenes[0].events:
+                target = "temporal"
+            return [(f"{describe(rng, film, str(source)).text} {PROMPTS[str(target)]}", describe(rng, film, str(target)).text)]
+        styles = [styles[i] for i in rng.permutation(len(styles))]
+        if not film.scenes[0].events:
+            styles = [style if style != "event" else "temporal" for style in styles]
+        return [(PROMPTS[style], describe(rng, film, style).text) for style in styles]
+
+    def batch(self, rng, done):
+        # One kind a batch: mixed lengths would be mostly padding.
+        kind = int(rng.choice(5, p=self.mixture(done)))
+        size = self.arguments.batch_size // (2 if kind == KINDS.index("long") else 1)
+        triple = TRIPLES[int(rng.integers(len(TRIPLES)))]
+        rows = [self.sample(rng, kind, triple) for _ in range(size)]
+        length = max(len(row[0]) for row in rows)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([row[0] + [pad] * (length - len(row[0])) for row in rows])
+        inputs = {
+            "input_ids": ids,
+            "labels": torch.tensor([row[1] + [-100] * (length - len(row[1])) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row[0]) + [0] * (length - len(row[0])) for row in rows]),
+            "mm_token_type_ids": (ids == self.image_id).int() + 2 * (ids == self.video_id).int(),
+        }
+        videos = [torch.from_numpy(np.array(row[2])) for row in rows if row[4] == "video"]
+        images = [torch.from_numpy(np.array(row[2][0])) for row in rows if row[4] == "image"]
+        if videos:
+            inputs |= self.processor.video_processor(videos=videos, do_sample_frames=False, return_tensors="pt")
+            inputs["second_per_grid_ts"] = torch.tensor([2 * row[3] for row in rows if row[4] == "video"])
+        if images:
+            inputs |= self.processor.image_processor(images=images, return_tensors="pt")
+        return inputs
+
+
+def learning_rate_factor(step, steps, warmup_steps):
+    """Linear warm-up, then cosine."""
+    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + np.cos(np.pi * step / steps))
+
+
+def save(model, processor, folder, record):
+    """Writes the folder whole: bf16 safetensors, processor, the record of the run."""
+    temporary = Path(f"{folder}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(temporary, state_dict=state)
+    processor.save_pretrained(temporary)
+    (temporary / "pretraining_run.json").write_text(json.dumps(record, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def main(arguments):
+    torch.manual_seed(arguments.seed)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    frames = rendered_frames(arguments)
+    tokenizer = build_tokenizer([SYSTEM, *PROMPTS.values()] + ["user\n", "assistant\n", "system\n"])
+    processor = build_processor(tokenizer)
+    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
+    batch_equal_windows(model.model.visual)
+    dialogues = Dialogues(arguments, processor, frames)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
+    )
+    model.train()
+    checkpoint = Path(f"{arguments.output_dir}.checkpoint.pt")
+    step, smooth, history = 0, None, []
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, smooth, history = state["step"], state["smooth"], state["history"]
+    bar = tqdm(total=arguments.steps, initial=step, desc="captioning")
+    while step < arguments.steps:
+        batch = dialogues.batch(generator("batch", arguments.seed, step), step / arguments.steps)
+        loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        factor = learning_rate_factor(step, arguments.steps, arguments.warmup_steps)
+        optimizer.param_groups[0]["lr"] = arguments.learning_rate * factor
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        step += 1
+        bar.update()
+        bar.set_postfix(loss=f"{smooth:.4f}")
+        if step % 50 == 0:
+            history.append({"step": step, "loss": round(smooth, 4)})
+        if step % 200 == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "smooth": smooth, "history": history}
+            torch.save(state, f"{checkpoint}.tmp")
+            os.replace(f"{checkpoint}.tmp", checkpoint)
+    record = {"arguments": {k: v for k, v in vars(arguments).items() if "dir" not in k}, "history": history}
+    save(model, processor, arguments.output_dir, record)
+    checkpoint.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(TrlParser([PretrainingArguments]).parse_args_and_config()[0])
