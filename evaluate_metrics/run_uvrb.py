@@ -169,7 +169,8 @@ def _load_data(args, accelerator):
             raise UvrbError(
                 f"The benchmark at {args.benchmark} lacks {', '.join(missing)}; rebuild it or use --datasets."
             )
-        return [load_retrieval_data(args.benchmark, task) for task in tasks]
+        bar = tqdm(tasks, desc="reading the benchmark", unit="dataset", disable=not accelerator.is_main_process)
+        return [load_retrieval_data(args.benchmark, task) for task in bar]
 
 
 def _score_model(encoder, data, output, accelerator):

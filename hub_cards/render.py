@@ -27,6 +27,7 @@ from hub_cards.repos import METRICS, metadata, repo_folder, repo_names, repo_typ
 
 
 TRAINING_RECORD = "training_run.json"
+BUILD_RECORD = "mini.json"
 PAPER = "https://arxiv.org/abs/2510.27571"
 SIZE_CATEGORIES = {
     1_000: "n<1K",
@@ -104,7 +105,7 @@ def render_benchmark_card(data_dir, namespace="org"):
         raise ValueError(f"{folder / 'README.md'} lacks the configs {', '.join(missing)}; build the benchmark again")
     data = _dataset_card_data(folder, rows, "UVRB")
     text = _TEMPLATES.get_template("benchmark.md.j2").render(
-        name=folder.name, repo=f"{namespace}/{folder.name}", namespace=namespace, paper=PAPER, tasks=tasks, rows=rows
+        **_dataset_names(folder, namespace), command=_build_command(folder, "uvrb"), tasks=tasks, rows=rows
     )
     return _card(DatasetCard, data, text)
 
@@ -127,7 +128,7 @@ def render_training_data_card(data_dir, namespace="org"):
     rows = _rows_by_config(folder)
     data = _dataset_card_data(folder, rows, "UVRD")
     text = _TEMPLATES.get_template("training_data.md.j2").render(
-        name=folder.name, repo=f"{namespace}/{folder.name}", namespace=namespace, paper=PAPER, rows=rows
+        **_dataset_names(folder, namespace), command=_build_command(folder, "uvrd"), rows=rows
     )
     return _card(DatasetCard, data, text)
 
@@ -244,6 +245,18 @@ def _eval_results(results):
             metric_name=entry["metric"],
             metric_value=round(entry["score"], 4),
         )
+
+
+def _dataset_names(folder, namespace):
+    return {"name": folder.name, "repo": f"{namespace}/{folder.name}", "namespace": namespace, "paper": PAPER}
+
+
+def _build_command(folder, which):
+    """The builder's call, with the settings that it left in the repo."""
+    settings = _read_json(folder / BUILD_RECORD) if (folder / BUILD_RECORD).is_file() else {}
+    return " ".join(
+        ["python -m dataset_builders.mini", which, *(f"--{key} {value}" for key, value in settings.items())]
+    )
 
 
 def _rows_by_config(folder):

@@ -26,9 +26,11 @@ def repo_folder(root, namespace, name):
 
 
 def repo_names(root, namespace):
-    """Names of the repos that lie under a namespace, sorted."""
+    """Names of the repos under a namespace, sorted; what a builder has not finished starts with a dot and is none."""
     parent = Path(root) / namespace
-    return sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+    if not parent.is_dir():
+        return []
+    return sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def metadata(folder):

@@ -1,3 +1,4 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """GVE: a vision-language model without its head whose last attended token is the embedding (arXiv 2510.27571)."""
 
 from dataclasses import dataclass
@@ -70,9 +71,8 @@ class GVEModel(PreTrainedModel):
         unset = {key for key in info["missing_keys"] if not key.startswith("lm_head")}
         unset |= {key for key, *_ in info["mismatched_keys"]}
         if unset:
-            raise ValueError(
-                f"{path}: leaves {len(unset)} weights unset, such as {sorted(unset)[0]}; use a full checkpoint"
-            )
+            example = sorted(unset)[0]
+            raise ValueError(f"{path}: leaves {len(unset)} weights unset, such as {example}; use a full checkpoint")
         attention = full.config._attn_implementation
         config = GVEConfig(backbone_config=full.config, dtype=full.dtype, attn_implementation=attention, **limits)
         with torch.device("meta"):  # a shell: all weights are the backbone's
@@ -104,8 +104,9 @@ class GVEModel(PreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, S)`): tokens, the pooled one last.
-            attention_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for tokens, 0 for padding; default all 1.
-            mm_token_type_ids (`torch.LongTensor` of shape `(B, S)`, *optional*): 0 text, 1 image, 2 video; default by token.
+            attention_mask (`torch.LongTensor` of shape `(B, S)`, *optional*): 1 for tokens, 0 for padding; default 1.
+            mm_token_type_ids (`torch.LongTensor` of shape `(B, S)`, *optional*): 0 text, 1 image, 2 video; by default
+                told from the tokens.
             pixel_values (`torch.FloatTensor` of shape `(image_patches, C)`, *optional*): patches of all images.
             image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*): their grids of patches.
             pixel_values_videos (`torch.FloatTensor` of shape `(video_patches, C)`, *optional*): patches of all videos.
@@ -152,8 +153,8 @@ class GVEModel(PreTrainedModel):
         """Embeddings of items.
 
         Args:
-            items (`str`, `dict`, or sequence of them): see [`GVEProcessor`]. A list is sorted by kind and length before it is
-                batched; any other sequence, such as a `datasets.Dataset`, is read in its own order, a batch at a time.
+            items (`str`, `dict`, or sequence of them): see [`GVEProcessor`]. A list is batched by kind and length; any
+                other sequence, such as a `datasets.Dataset`, is read in its own order.
             processor (`GVEProcessor`, *optional*): default the one that lies beside the model's weights.
             instruction (`str`, *optional*): system text of items that bring none.
             batch_size (`int`, defaults to 32): items a forward pass.
@@ -211,7 +212,10 @@ class GVEModel(PreTrainedModel):
             path = self.config.name_or_path
             if not path:
                 raise ValueError("this model was not loaded from a repo: pass processor=")
-            self._processor = GVEProcessor.for_model(path, self.config)
+            try:
+                self._processor = GVEProcessor.for_model(path, self.config)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{path}: holds no processor and no tokenizer: pass processor=") from error
         return self._processor
 
 
@@ -237,7 +241,7 @@ def _rough_length(item):
 
 
 class GVEPatchEmbed(Qwen2_5_VisionPatchEmbed):
-    """Patch embedding as one matrix product: a convolution whose stride equals its kernel is a linear map of patches."""
+    """Patch embedding as one matrix product: a convolution whose stride is its kernel is a linear map of patches."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.proj.weight
@@ -262,7 +266,7 @@ class GVEVisionAttention(Qwen2_5_VLVisionAttention):
         return self.proj(output.reshape(length, -1))
 
     def _attend(self, query, key, value, size, **kwargs):
-        """Attention inside consecutive windows of `size` rows; tensors of shape `(windows * size, heads, head_dim)`."""
+        """Attention inside consecutive windows of `size` rows; tensors `(windows * size, heads, head_dim)`."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         windows = [x.view(-1, size, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
         dropout = self.attention_dropout if self.training else 0.0

@@ -1,3 +1,4 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Turning texts, images and videos into the inputs of GVE.
 
 An input is one chat turn: the instruction as system text, then image, video and text of the user, the opening of the
@@ -9,13 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    AutoTokenizer,
+    BatchFeature,
+    PretrainedConfig,
+    ProcessorMixin,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
 
 from .configuration_gve import DEFAULT_INSTRUCTION, GVEConfig, check_limits
 from .video_gve import load_image, load_video, mean_spacing
 
 
-# Not in the paper: the least tokens of a frame; a smaller picture is enlarged. It is Qwen2.5-VL's own least for images.
+# Not in the paper: the least tokens of a frame, which is Qwen2.5-VL's for images; a smaller picture is enlarged.
 MIN_TOKENS_PER_FRAME = 4
 MAX_ASPECT_RATIO = 200  # of transformers' resizing
 ITEM_KEYS = ("text", "image", "video", "instruction", "fps", "times")
@@ -45,9 +53,9 @@ class PreparedItem:
 class GVEProcessor(ProcessorMixin):
     """Inputs of [`GVEModel`] from items.
 
-    An item is a `str` or a dict with any of `text`, `image`, `video`, and optionally `instruction` and, for bare frames,
-    `fps` or `times`. `image` and `video` take every form of `load_image` and `load_video`; a video that is decoded already
-    comes as a `VideoFrames`. Missing and `None` mean the same; an `id` is ignored.
+    An item is a `str` or a dict with any of `text`, `image`, `video`, and optionally `instruction` and, for bare
+    frames, `fps` or `times`. `image` and `video` take every form of `load_image` and `load_video`; a video that is
+    decoded already comes as a `VideoFrames`. Missing and `None` mean the same; an `id` is ignored.
 
     Args:
         image_processor (`Qwen2VLImageProcessor`): resizes, normalises and cuts images into patches.
@@ -105,8 +113,15 @@ class GVEProcessor(ProcessorMixin):
     def for_model(cls, path: str, config: GVEConfig) -> "GVEProcessor":
         """The processor saved in a GVE repo; for any other checkpoint, one built from `config` and its tokenizer."""
         if cls.get_processor_dict(path)[0].get("processor_class") == cls.__name__:
-            return cls.from_pretrained(path)
-        return cls.from_config(config, AutoTokenizer.from_pretrained(path))
+            return cls.from_pretrained(path, trust_remote_code=True)
+        return cls.from_config(config, AutoTokenizer.from_pretrained(path, config=config.backbone_config))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "GVEProcessor":
+        """Load a saved processor; limits given by name replace the saved ones."""
+        # Without a configuration at hand the tokenizer looks for the model's, whose code it would ask to run.
+        kwargs.setdefault("config", PretrainedConfig())
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -126,8 +141,8 @@ class GVEProcessor(ProcessorMixin):
             `(num_videos,)`, the seconds that one temporal patch spans.
 
         Raises:
-            ValueError: an item has nothing to embed or an unknown key, a medium cannot be read, or the visual tokens of
-                an item exceed `max_length`. `VideoError` is one of these.
+            ValueError: an item has nothing to embed or an unknown key, a medium cannot be read, or the visual tokens
+                of an item exceed `max_length`. `VideoError` is one of these.
         """
         items = [items] if isinstance(items, (str, dict)) else items
         return self.collate([self.prepare(item, instruction) for item in items])
@@ -140,9 +155,7 @@ class GVEProcessor(ProcessorMixin):
         """
         item = {"text": item} if isinstance(item, str) else item
         if not isinstance(item, dict):
-            raise ValueError(
-                f"item of type {type(item).__name__}: use a str or a dict with {', '.join(ITEM_KEYS[:3])}"
-            )
+            raise ValueError(f"item of type {type(item).__name__}: use a str or a dict with text, image or video")
         item = {key: value for key, value in item.items() if value is not None and key != "id"}
         if unknown := set(item) - set(ITEM_KEYS):
             raise ValueError(f"item has unknown keys {sorted(unknown)}: use {', '.join(ITEM_KEYS)}")
@@ -152,13 +165,12 @@ class GVEProcessor(ProcessorMixin):
         prepared = PreparedItem(_checked_text(item, "instruction", fallback), _checked_text(item, "text", ""))
         if "image" in item:
             prepared.image = load_image(item["image"])
-            self._check_aspect(prepared.image)
         if "video" in item:
             frames, times = load_video(item["video"], self.num_frames, item.get("fps"), item.get("times"))
             prepared.frames, prepared.spacing = frames, mean_spacing(times)
-            self._check_aspect(frames[0])
         elif "fps" in item or "times" in item:
             raise ValueError("item has fps or times but no video")
+        self._check_size(prepared)
         return prepared
 
     def collate(self, prepared: list[PreparedItem]) -> BatchFeature:
@@ -200,8 +212,22 @@ class GVEProcessor(ProcessorMixin):
             "mm_token_type_ids": torch.from_numpy(types.astype(np.int64)),
         }
 
-    def _check_aspect(self, image):
-        height, width = image.shape[:2]
+    def _check_size(self, prepared):
+        """Refuse what cannot become as few visual tokens as the limits allow."""
+        counts = [0, 0]
+        if prepared.image is not None:
+            self._check_aspect(*prepared.image.shape[:2])
+            patches = self.image_processor.get_number_of_image_patches(*prepared.image.shape[:2])
+            counts[0] = patches // self.image_processor.merge_size**2
+        if prepared.frames is not None:
+            self._check_aspect(*prepared.frames.shape[1:3])
+            patches = self.video_processor.get_num_of_video_patches(*prepared.frames.shape[:3], videos_kwargs={})
+            counts[1] = patches // self.video_processor.merge_size**2
+        fixed = self._layout.fixed_length(*counts)
+        if fixed > self.max_length:
+            raise ValueError(f"max_length={self.max_length} is less than an item's {fixed} visual and fixed tokens")
+
+    def _check_aspect(self, height, width):
         limit = min(MAX_ASPECT_RATIO, self.max_tokens_per_frame - 1)
         if max(height, width) > limit * min(height, width):
             raise ValueError(
@@ -212,8 +238,8 @@ class GVEProcessor(ProcessorMixin):
 class _ChatLayout:
     """Token ids of the chat turn, put together from pieces so that visual tokens are counted, never parsed.
 
-    Pieces between special tokens are tokenised on their own, which is what a tokenizer does with the whole string; text that
-    spells a special token stays text.
+    Pieces between special tokens are tokenised on their own, which is what a tokenizer does with the whole string;
+    text that spells a special token stays text.
     """
 
     def __init__(self, tokenizer):
@@ -232,9 +258,7 @@ class _ChatLayout:
         Args:
             prepared (list of `PreparedItem`): B items.
             counts (list of `(int, int)`): their visual tokens in image and video.
-
-        Raises:
-            ValueError: an item's visual and fixed tokens alone exceed `max_length`.
+            max_length (`int`): at least each item's `fixed_length`.
         """
         system_texts = {f"system\n{item.instruction}": None for item in prepared}
         user_texts = [item.text if any(count) else f"user\n{item.text}" for item, count in zip(prepared, counts)]
@@ -243,20 +267,24 @@ class _ChatLayout:
         rows, cut = [], 0
         for item, count, user in zip(prepared, counts, pieces[len(system_texts) :]):
             system, visual = system_ids[f"system\n{item.instruction}"], self._visual(*count)
-            system_least, user_least = len(self._system), 0 if visual else len(self._user)
-            fixed = 1 + system_least + len(self._user_start) + len(visual) + user_least + len(self._tail)
-            if fixed > max_length:
-                raise ValueError(
-                    f"max_length={max_length} is less than an item's {fixed} visual and fixed tokens: raise it"
-                )
-            system_room = system_least + max_length - fixed
-            user_room = user_least + max(system_room - len(system), 0)
+            room = max_length - self.fixed_length(*count)
+            system_room = len(self._system) + room
+            user_room = (0 if visual else len(self._user)) + max(system_room - len(system), 0)
             cut += len(system) > system_room or len(user) > user_room
             row = [self._start, *system[:system_room], *self._user_start, *visual, *user[:user_room], *self._tail]
             rows.append(row)
         if cut:
             logger.warning("max_length=%d: text of %d of %d items was cut at its end", max_length, cut, len(rows))
         return rows
+
+    def fixed_length(self, image_count, video_count):
+        """Tokens that are never cut: all but the instruction and the user's text."""
+        markers = 2 * (image_count > 0) + 2 * (video_count > 0)
+        prompt = 1 + len(self._system) + len(self._user_start) + len(self._user) + len(self._tail)
+        return prompt + markers + image_count + video_count
+
+    def __deepcopy__(self, memo):
+        return self  # never changes; a processor copies its attributes when it is saved, and a vocabulary is large
 
     def _visual(self, image_count, video_count):
         ids = list(self._user) if image_count or video_count else []

@@ -1,3 +1,4 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Reading videos: a fixed number of uniformly spaced frames and the times at which they are really shown."""
 
 import io
@@ -61,8 +62,8 @@ def load_video(source, num_frames: int = 8, fps: float | None = None, times=None
     """Exactly `num_frames` uniform frames of a video in any accepted form.
 
     Args:
-        source: an encoded video (path, bytes, binary file, datasets' `{"bytes", "path"}`), an opened torchcodec decoder,
-            a [`VideoFrames`], an array `(T, H, W, 3)` or a list of frames (images in any form of [`load_image`]).
+        source: an encoded video (path, bytes, binary file, datasets' `{"bytes", "path"}`), an opened torchcodec
+            decoder, a [`VideoFrames`], an array `(T, H, W, 3)` or a list of frames in any form of [`load_image`].
         num_frames (`int`): frames to return.
         fps (`float`, *optional*): frames a second of a bare array or list.
         times (sequence of `float`, *optional*): their presentation times in seconds, instead of `fps`.
@@ -140,7 +141,8 @@ def load_image(source) -> np.ndarray:
     """An image as uint8 RGB of shape `(H, W, 3)`.
 
     Args:
-        source: PIL image, path, bytes, binary file, datasets' `{"bytes", "path"}`, or a uint8 array `(H, W, 3)` or `(H, W)`.
+        source: PIL image, path, bytes, binary file, datasets' `{"bytes", "path"}`, or uint8 array of shape `(H, W, 3)`
+            or `(H, W)`.
 
     Raises:
         ValueError: missing, empty, broken, or an array of another shape or type.
@@ -225,8 +227,11 @@ def _open(source, kind="video", error=VideoError):
 
 
 def _sample_decoder(decoder, num_frames):
-    chosen = uniform_indices(decoder.metadata.num_frames, num_frames)
-    batch = decoder.get_frames_at(chosen.tolist())
+    try:
+        chosen = uniform_indices(_at_least_one(decoder.metadata.num_frames), num_frames)
+        batch = decoder.get_frames_at(chosen.tolist())
+    except Exception as error:  # torchcodec raises RuntimeError, and more
+        raise VideoError(f"opened video: not readable ({_one_line(error)})") from error
     return VideoFrames(_rgb_frames(np.asarray(batch.data)), np.asarray(batch.pts_seconds, dtype=np.float64))
 
 

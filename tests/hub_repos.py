@@ -1,13 +1,12 @@
 # Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Tiny repos in the project's layout: a random GVE model, a benchmark and training pairs of a few real videos."""
 
-import io
 import json
 
-import av
 import numpy as np
 import yaml
 from datasets import Dataset, Features, Image, List, Value, Video
+from rendering import draw_frames, write_video
 
 from dataset_builders.uvrb.tasks import TASKS, abilities
 from evaluate_metrics.uvrb_abilities.averages import ability_scores
@@ -34,21 +33,6 @@ PAIR = {
     "task": STRING,
     "source_id": STRING,
 }
-
-
-def mp4(number):
-    """An H.264 file of 8 frames of 56 x 56, whose brightness and motion depend on `number`."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width = stream.height = 56
-        stream.pix_fmt = "yuv420p"
-        for index in range(8):
-            pixels = np.full((56, 56, 3), 30 * number, dtype=np.uint8)
-            pixels[4 * number : 4 * number + 12, 5 * index : 5 * index + 12] = (255, 40 * number, 0)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode(None))
-    return {"bytes": file.getvalue(), "path": f"v{number}.mp4"}
 
 
 def write_model(folder, model, processor):
@@ -147,7 +131,8 @@ def write_results(folder, score=0.5):
 
 def write_repos(root, model, processor):
     """The model and both dataset repos under `root/org`, as training and the builders leave them; returns `root`."""
-    videos = [mp4(number) for number in range(N_VIDEOS)]
+    files = [write_video(root / f"v{number}.mp4", draw_frames(seed=number)) for number in range(N_VIDEOS)]
+    videos = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
     write_model(root / "org" / "gve-mini", model, processor)
     write_benchmark(root / "org" / "uvrb-mini", videos)
     write_pairs(root / "org" / "uvrd-mini", videos)

@@ -71,3 +71,30 @@ def test_publishing_again_uploads_nothing_and_drops_what_is_gone(hub, root, run_
     run_client(publish, env=CHECKOUT)
     assert "stale.txt" not in files_of(hub, "datasets", "uvrd-mini")
     assert [entry for entry in hub.log[before:] if entry[0] == "PUT"] == []
+
+
+def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path):
+    settings = {
+        "model": root / "org" / "gve-mini",
+        "pairs": root / "org" / "uvrd-mini",
+        "tasks": "t2v",
+        "epochs": 1,
+        "steps_per_epoch": 1,
+        "batch_size": 2,
+        "hard_negatives": 0,
+        "probe_pairs": 2,
+        "output_dir": tmp_path / "gve-trained",
+        "hub_model_id": "org/gve-trained",
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    launch = ["-m", "accelerate.commands.launch", Path(__file__).parents[1] / "training" / "pyramid.py"]
+    run_client([*launch, *words, "--push_to_hub"], env=CHECKOUT | {"ACCELERATE_USE_CPU": "true"})
+    files = files_of(hub, "models", "gve-trained")
+    assert {"README.md", "config.json", "model.safetensors", "modeling_gve.py", "training_run.json"} <= files
+    assert not any(path.startswith("run/") for path in files)
+    program = """
+from transformers import AutoModel
+model = AutoModel.from_pretrained("org/gve-trained", trust_remote_code=True)
+print(tuple(model.encode(["a red circle"]).shape))
+"""
+    assert run_client(["-c", program]).stdout.splitlines()[-1] == "(1, 32)"

@@ -1,8 +1,8 @@
 # Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Settings of `pyramid.py`: defaults, then the YAML file of `--config`, then the command line.
 
-YAML values reach the dataclasses unconverted, so every field is checked in `__post_init__`; a message names the setting,
-the value received and what is allowed.
+YAML values reach the dataclasses unconverted, so every field is checked in `__post_init__`; a message names the
+setting, the value received and what is allowed.
 """
 
 import difflib
@@ -77,7 +77,7 @@ class ModelArguments:
     prober: str | None = field(
         default=None,
         metadata={
-            "help": "Embedder with `encode(items)` that scores the tasks before the first epoch: a folder or Hub name. "
+            "help": "Embedder with `encode(items)` that scores the tasks before the first epoch: folder or Hub name. "
             "Null: the starting weights themselves. Later epochs are probed by the weights that ended the last one."
         },
     )

@@ -93,8 +93,8 @@ class PairCollator:
             items (list of `PreparedItem`): in any order.
 
         Returns:
-            `tuple` of a list of `BatchFeature`, one a pass, and a `torch.LongTensor` of shape `(len(items),)`: where each
-            item's row stands in the concatenated outputs.
+            `tuple` of a list of `BatchFeature`, one a pass, and a `torch.LongTensor` of shape `(len(items),)`: where
+            each item's row stands in the concatenated outputs.
         """
         lengths = np.array([self._rough_length(item) for item in items])
         groups = split_by_length(lengths)

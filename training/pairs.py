@@ -63,9 +63,9 @@ class Skipped(NamedTuple):
 class FrameStore:
     """Frames of videos and images as uint8 at the model's size, on disk, by content.
 
-    Files lie in `root/<settings>/<segment>/`, where `settings` names frame count and size limits. A segment is a file of
-    pixels and an index; it is written under a temporary name and renamed when whole, so an interrupted run leaves nothing
-    half-written, and later runs read it and decode only what is new.
+    Files lie in `root/<settings>/<segment>/`, where `settings` names frame count and size limits. A segment is a file
+    of pixels and an index; it is written under a temporary name and renamed when whole, so an interrupted run leaves
+    nothing half-written, and later runs read it and decode only what is new.
 
     Args:
         root (`str` or `os.PathLike`): cache folder.
@@ -210,16 +210,19 @@ def read_pairs(repo, task, split, store, max_pairs=None, progress=False):
         ValueError: split or columns are missing, or no pair is usable.
     """
     try:
-        rows = datasets.load_dataset(repo, task, split=split)
+        # A folder is streamed: datasets' cache of a local repo goes by its name and README and would serve old rows
+        # after the Parquet files have changed.
+        rows = datasets.load_dataset(repo, task, split=split, streaming=Path(repo).is_dir())
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"cannot read split {split!r} of task {task!r} from {repo!r}: {reason}") from error
-    missing = [name for name in COLUMNS if name not in rows.column_names]
+    missing = [name for name in COLUMNS if name not in (rows.column_names or [])]
     if missing:
         raise ValueError(f"task {task!r} of {repo!r} lacks the columns {', '.join(missing)}")
-    rows = rows.select(range(min(len(rows), max_pairs or len(rows)))).select_columns(list(COLUMNS))
+    rows = rows.select_columns(list(COLUMNS))
+    rows = rows if max_pairs is None else rows.take(max_pairs)
     pairs, skipped = [], []
-    with tqdm(total=len(rows), desc=f"reading {task}", unit="pair", disable=not progress, leave=False) as bar:
+    with tqdm(desc=f"reading {task}", unit="pair", disable=not progress, leave=False) as bar:
         # Arrow format leaves media undecoded: structs of bytes and path.
         for table in rows.with_format("arrow").iter(ROWS_AT_ONCE):
             chunk = table.to_pylist()
@@ -289,9 +292,9 @@ def _file_bytes(medium):
 class PairStream:
     """Endless batches of one task; batch i is a function of the settings, the seed and i.
 
-    Every pass over the pairs has an order of its own. A batch of all ranks together is cut into equal consecutive parts,
-    so that R ranks with B queries see what one rank with R * B queries sees. Pairs that do not fill a batch at the end
-    of a pass wait for a later pass's order.
+    Every pass over the pairs has an order of its own. A batch of all ranks together is cut into equal consecutive
+    parts, so that R ranks with B queries see what one rank with R * B queries sees. Pairs that do not fill a batch at
+    the end of a pass wait for a later pass's order.
 
     Args:
         task (`str`): for seeds and messages.

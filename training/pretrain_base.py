@@ -1,7 +1,8 @@
-"""Pretrains `gve-mini-base` from random weights to caption the rendered world, as Qwen2.5-VL was before it became GVE.
+r"""Pretrains `gve-mini-base` from random weights to caption the rendered world, as Qwen2.5-VL was before it became GVE.
 
 ```bash
-python training/pretrain_base.py --output_dir build/gve-mini-base --minutes 60
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch --multi_gpu --num_processes 2 \
+    training/pretrain_base.py --output_dir build/gve-mini-base
 ```
 
 Next-token loss on captions only. One sample is a dialogue about one film or picture: up to three captions in different styles, so that
@@ -10,6 +11,7 @@ rest, then events, then several scenes. Not in the paper: all of it (its base ca
 """
 
 import json
+import math
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvf
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 from trl import TrlParser
@@ -56,11 +60,10 @@ class PretrainingArguments:
     output_dir: str = field(default="build/gve-mini-base", metadata={"help": "Where the model goes."})
     steps: int = field(default=3200, metadata={"help": "The learning rate falls to zero by the last."})
     films: int = field(default=20000, metadata={"help": "Distinct rendered films, kept as frames in memory."})
-    batch_size: int = field(default=32, metadata={"help": "Dialogues a step."})
+    batch_size: int = field(default=16, metadata={"help": "Dialogues a step and process."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak, after the warm-up."})
     warmup_steps: int = 100
     seed: int = 42
-    threads: int = field(default=0, metadata={"help": "CPU threads, 0 for all cores."})
     cache_dir: str = field(default="build/cache/pretraining", metadata={"help": "Rendered frames, reused."})
 
 
@@ -166,11 +169,13 @@ class Dialogues:
             styles = [style if style != "event" else "temporal" for style in styles]
         return [(PROMPTS[style], describe(rng, film, style).text) for style in styles]
 
-    def batch(self, rng, done):
+    def batch(self, step, done, rank):
+        rng = generator("batch", self.arguments.seed, step)  # the same kind on all ranks
         # One kind a batch: mixed lengths would be mostly padding.
         kind = int(rng.choice(5, p=self.mixture(done)))
         size = self.arguments.batch_size // (2 if kind == KINDS.index("long") else 1)
         triple = TRIPLES[int(rng.integers(len(TRIPLES)))]
+        rng = generator("batch", self.arguments.seed, step, rank)
         rows = [self.sample(rng, kind, triple) for _ in range(size)]
         length = max(len(row[0]) for row in rows)
         pad = self.tokenizer.pad_token_id
@@ -193,7 +198,7 @@ class Dialogues:
 
 def learning_rate_factor(step, steps, warmup_steps):
     """Linear warm-up, then cosine."""
-    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + np.cos(np.pi * step / steps))
+    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def save(model, processor, folder, record):
@@ -209,10 +214,11 @@ def save(model, processor, folder, record):
 
 
 def main(arguments):
-    torch.manual_seed(arguments.seed)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    frames = rendered_frames(arguments)
+    # A batch of text does not touch the vision tower: its parameters are unused then.
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    set_seed(arguments.seed)
+    with accelerator.main_process_first():
+        frames = rendered_frames(arguments)
     tokenizer = build_tokenizer([SYSTEM, *PROMPTS.values()] + ["user\n", "assistant\n", "system\n"])
     processor = build_processor(tokenizer)
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
@@ -229,10 +235,11 @@ def main(arguments):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, smooth, history = state["step"], state["smooth"], state["history"]
-    bar = tqdm(total=arguments.steps, initial=step, desc="captioning")
+    prepared = accelerator.prepare_model(model)
+    bar = tqdm(total=arguments.steps, initial=step, desc="captioning", disable=not accelerator.is_main_process)
     while step < arguments.steps:
-        batch = dialogues.batch(generator("batch", arguments.seed, step), step / arguments.steps)
-        loss = model(**batch, use_cache=False).loss
+        batch = dialogues.batch(step, step / arguments.steps, accelerator.process_index)
+        loss = prepared(**batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         factor = learning_rate_factor(step, arguments.steps, arguments.warmup_steps)
@@ -245,13 +252,15 @@ def main(arguments):
         bar.set_postfix(loss=f"{smooth:.4f}")
         if step % 50 == 0:
             history.append({"step": step, "loss": round(smooth, 4)})
-        if step % 200 == 0:
+        if step % 200 == 0 and accelerator.is_main_process:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "smooth": smooth, "history": history}
             torch.save(state, f"{checkpoint}.tmp")
             os.replace(f"{checkpoint}.tmp", checkpoint)
     record = {"arguments": {k: v for k, v in vars(arguments).items() if "dir" not in k}, "history": history}
-    save(model, processor, arguments.output_dir, record)
-    checkpoint.unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        save(model, processor, arguments.output_dir, record)
+        checkpoint.unlink(missing_ok=True)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def load_model(arguments):
 
 
 def load_prober(name, device):
-    """An embedder for the first epoch's probe: a repo whose model has `encode(items)`, possibly with code of its own."""
+    """An embedder for the first epoch's probe: a repo whose model has `encode(items)`; code that it brings is run."""
     try:
         prober = AutoModel.from_pretrained(name, trust_remote_code=True).to(device).eval()
     except (OSError, ValueError) as error:

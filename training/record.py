@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "trl")
 
 
 class StepLog:
-    """`log.jsonl` of a run: a line an epoch and a line a step. A resumed run drops what its checkpoint does not know."""
+    """`log.jsonl` of a run: a line an epoch, a line a step. A resumed run drops what its checkpoint does not know."""
 
     def __init__(self, run_dir, step, epochs, enabled):
         self._file = None

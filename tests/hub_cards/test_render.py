@@ -88,14 +88,17 @@ def test_dataset_card_keeps_the_builders_metadata(root, name):
     assert f'load_dataset("me/{name}"' in (folder / "README.md").read_text()
 
 
-def test_dataset_cards_count_their_rows(root):
+def test_dataset_cards_count_their_rows_and_name_their_build(root):
+    (root / "org" / "uvrb-mini" / render.BUILD_RECORD).write_text('{"seed": 7}')
     benchmark = render.render_benchmark_card(root / "org" / "uvrb-mini").text
     assert f"| `msrvtt` | MSRVTT | text | recall@1 | {N_VIDEOS} | {N_VIDEOS} |" in benchmark
+    assert "python -m dataset_builders.mini uvrb --seed 7\n" in benchmark
     pairs = render.render_training_data_card(root / "org" / "uvrd-mini").text
     assert "| config | train | validation |\n|---|---:|---:|\n| `all` | 4 | 2 |\n| `t2v` | 4 | 2 |\n" in pairs
 
 
 def test_assembling_adds_the_metrics_and_every_card(root):
+    (root / "org" / ".uvrd-mini.tmp").mkdir()  # as a builder that was killed leaves it
     folders = assemble(root, "org", results_dir=root / "results")
     assert {folder.name: repo_type(folder) for folder in folders} == {
         "gve-mini": "model",

@@ -1,3 +1,4 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The model: pooling, padding, the clock, the fast vision path, starting from a backbone, and encoding."""
 
 import copy
@@ -169,9 +170,12 @@ def test_attention_is_causal_and_can_be_exchanged(made, gve_config, backbone_che
     torch.testing.assert_close(model.encode(mixed_items, processor), expected, rtol=0, atol=1e-5)
 
 
-def test_from_backbone_takes_the_body_and_drops_the_head(backbone_checkpoint, processor):
+@pytest.mark.parametrize("legacy_names", [True, False])
+def test_from_backbone_takes_the_body_and_drops_the_head(legacy_names, backbone_checkpoint, processor, tmp_path):
     full = Qwen2_5_VLForConditionalGeneration.from_pretrained(backbone_checkpoint)
-    model = GVEModel.from_backbone(backbone_checkpoint, max_tokens_per_frame=17)
+    full.save_pretrained(tmp_path, save_original_format=legacy_names)
+    assert ("visual.merger.ln_q.weight" in load_file(tmp_path / "model.safetensors")) == legacy_names
+    model = GVEModel.from_backbone(str(tmp_path), max_tokens_per_frame=17)
     body = full.model.state_dict()
     assert {f"backbone.{name}" for name in body} == set(model.state_dict())
     assert all((model.state_dict()[f"backbone.{name}"] == value).all() for name, value in body.items())
@@ -288,3 +292,9 @@ def test_arguments_of_encode_are_checked(model, processor):
         model.encode(["a"], processor, batch_size=0)
     with pytest.raises(ValueError, match="not loaded from a repo"):
         copy.deepcopy(model).encode(["a"])
+
+
+def test_encode_says_when_a_repo_has_no_processor(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no processor and no tokenizer: pass processor="):
+        GVEModel.from_pretrained(tmp_path).encode("a")

@@ -1,3 +1,4 @@
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Inputs: the chat layout, real clocks, limits on tokens, and truncation that spares visual and pooled tokens."""
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_truncation_spares_visual_and_pooled_tokens(max_length, gve_config, toke
 def test_visual_tokens_above_the_limit_are_an_error(gve_config, tokenizer):
     config = GVEConfig(gve_config.backbone_config, max_tokens_per_frame=17, max_length=70)
     with pytest.raises(ValueError, match="max_length=70 is less than an item's .* visual and fixed tokens"):
-        GVEProcessor.from_config(config, tokenizer)({"video": clip()})
+        GVEProcessor.from_config(config, tokenizer).prepare({"video": clip()})
 
 
 @pytest.mark.parametrize(

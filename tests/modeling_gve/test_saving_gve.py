@@ -1,4 +1,5 @@
-"""Saved repos: bit-equal after reloading, by class or with trust_remote_code from a process that knows nothing of us."""
+# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+"""Saved repos: bit-equal after reloading, by class or with trust_remote_code in a process that does not know us."""
 
 import os
 import subprocess
@@ -51,7 +52,8 @@ def test_a_repo_holds_the_code_and_no_stray_file(repo):
     assert code == {"configuration_gve.py", "modeling_gve.py", "processing_gve.py", "video_gve.py"}
 
 
-def test_reloading_by_class_is_bit_equal(repo, model, processor):
+def test_reloading_by_class_is_bit_equal(repo, model, processor, monkeypatch, caplog):
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail(f"asked: {prompt}"))
     loaded, info = GVEModel.from_pretrained(repo, output_loading_info=True)
     assert not any(info.values())
     assert all((loaded.state_dict()[name] == value).all() for name, value in model.state_dict().items())
@@ -60,6 +62,7 @@ def test_reloading_by_class_is_bit_equal(repo, model, processor):
     assert all(getattr(reloaded, name) == getattr(processor, name) for name in limits)
     items = ["a", {"video": draw_frames(8), "fps": 2}]
     assert (loaded.encode(items) == model.encode(items, processor)).all()
+    assert not caplog.records
 
 
 def test_limits_can_be_changed_on_loading(repo):
@@ -81,8 +84,11 @@ def test_a_process_that_does_not_know_this_project_loads_the_repo(repo, model, p
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
     environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", "-c", PROGRAM, str(repo)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr
+    assert "run the custom code" not in done.stdout and "You are using a model of type" not in done.stderr
     items = ["a red square", {"video": frames, "fps": 3, "text": "left"}, {"video": video_path}, {"image": frames[0]}]
     assert (np.load(tmp_path / "embeddings.npy") == model.encode(items, processor).numpy()).all()
     again = {path.name for path in (tmp_path / "again").glob("*.py")}

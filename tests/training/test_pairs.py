@@ -92,7 +92,7 @@ def test_media_by_path_and_empty_sides(tmp_path, store):
     repo = write_pairs(tmp_path / "repo", {"t2v": rows})
     gone_path.unlink()
     pairs, skipped = read_pairs(str(repo), "t2v", "train", store)
-    assert [pair.target.text for pair in pairs] == ["a", "t"]
+    assert [pair.target.text for pair in pairs] == ["a", "t"], skipped
     assert [each.side for each in skipped] == ["target", "query", "negative 0"]
     assert skipped[0].reason == f"{gone_path}: No such file or directory"
     assert skipped[1].reason == "it has no text, image or video"
@@ -108,6 +108,13 @@ def test_missing_repo_split_and_columns(pairs_repo, tmp_path, store):
     (folder / "train.jsonl").write_text(json.dumps({"query_text": "a", "target_text": "b"}))
     with pytest.raises(ValueError, match="lacks the columns query_image"):
         read_pairs(str(folder), "default", "train", store)
+
+
+def test_a_rebuilt_folder_is_read_anew(tmp_path, store):
+    for number in range(2):
+        repo = write_pairs(tmp_path / f"{number}/repo", {"t2t": [row(side("q"), side(f"version {number}"))]})
+        pairs, _ = read_pairs(str(repo), "t2t", "train", store)
+        assert pairs[0].target.text == f"version {number}"
 
 
 def text_pairs(count, sources=None):

@@ -43,20 +43,14 @@ def noise_image(seed, height=70, width=56):
 
 def side(text=None, image=None, video=None):
     """A side whose media are given as bytes."""
-    encoded = {
-        kind: None if data is None else {"bytes": data, "path": None}
-        for kind, data in (("image", image), ("video", video))
-    }
-    return {"text": text, **encoded}
+    encoded = {"image": image, "video": video}
+    return {"text": text} | {kind: data and {"bytes": data, "path": None} for kind, data in encoded.items()}
 
 
 def row(query, target, negatives=(), instruction=None, source_id=None, task="t2v"):
     """A row of a pairs repo."""
-    sides = {
-        f"{name}_{kind}": value
-        for name, each in (("query", query), ("target", target))
-        for kind, value in each.items()
-    }
+    sides = {f"query_{kind}": value for kind, value in query.items()}
+    sides |= {f"target_{kind}": value for kind, value in target.items()}
     extra = {"negatives": list(negatives), "instruction": instruction, "task": task, "source_id": source_id}
     return sides | extra
 

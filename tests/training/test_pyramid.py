@@ -1,0 +1,181 @@
+"""The recipe as users run it: in processes of its own, killed, resumed, on two ranks, with mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from training.pyramid import main
+
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+def environment(**extra):
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | extra
+
+
+@pytest.fixture(scope="session")
+def recipe(pairs_repo, base_model, tmp_path_factory):
+    """A YAML recipe of a few steps."""
+    settings = {
+        "model": str(base_model),
+        "pairs": str(pairs_repo),
+        "tasks": ["t2t", "t2v", "i2v"],
+        "max_tokens_per_frame": 17,
+        "batch_size": 4,
+        "task_hard_negatives": {"t2v": 2},
+        "epochs": 3,
+        "steps_per_epoch": STEPS // 3,
+        "probe_pairs": 6,
+        "learning_rate": 0.002,
+        "cpu_threads": 1,
+        "save_steps": 2,
+        "mask_margin": None,
+    }
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def words_of(recipe, output_dir, *words):
+    return ["--config", str(recipe), "--output_dir", str(output_dir), *words]
+
+
+SCRIPT = [sys.executable, str(ROOT / "training/pyramid.py")]
+
+
+def steps_of(output_dir):
+    lines = (output_dir / "run/log.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
+@pytest.fixture(scope="session")
+def whole_run(recipe, tmp_path_factory):
+    """Output directory of an uninterrupted run."""
+    output_dir = tmp_path_factory.mktemp("whole")
+    main(words_of(recipe, output_dir))
+    return output_dir
+
+
+def test_record_of_a_run(whole_run):
+    record = json.loads((whole_run / "training_run.json").read_text())
+    assert record["data"]["tasks"]["t2v"] == {
+        "pairs": 15,
+        "batches": sum(step["task"] == "t2v" for step in steps_of(whole_run)),
+        "batch_size": 4,
+        "hard_negatives": 2,
+    }
+    assert record["settings"]["temperature"] == 0.03
+    assert [plan["sigma"] for plan in record["curriculum"]] == pytest.approx([0.1, 0.55, 1.0])
+    assert all(sum(plan["probabilities"].values()) == pytest.approx(1) for plan in record["curriculum"])
+    assert record["data"]["skipped"] == 2
+    skipped = [json.loads(line) for line in (whole_run / "run/skipped.jsonl").read_text().splitlines()]
+    assert [(each["task"], each["row"], each["side"]) for each in skipped] == [
+        ("t2v", 3, "target"),
+        ("t2v", 5, "negative 0"),
+    ]
+
+
+def test_log_of_every_step(whole_run):
+    steps = steps_of(whole_run)
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert {"task", "loss", "positive", "relevance", "gap", "masked", "learning_rate", "seconds"} <= steps[0].keys()
+    rates = [step["learning_rate"] for step in steps]
+    assert max(rates) == pytest.approx(0.002)
+    assert rates.index(max(rates)) == 1  # one step of warmup
+    assert rates[-1] < 0.0001
+
+
+def test_saved_repo_loads(whole_run, tmp_path):
+    """From another directory, with nothing of this project on the path."""
+    script = (
+        "import sys, torch; from transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "rows = model.encode(['clip 1: green', 'clip 2: blue'])\n"
+        "assert rows.shape == (2, 32) and torch.isfinite(rows).all()\n"
+    )
+    clean = {name: value for name, value in environment(HF_HOME=str(tmp_path)).items() if name != "PYTHONPATH"}
+    words = [sys.executable, "-c", script, str(whole_run)]
+    done = subprocess.run(words, env=clean, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_killed_run_resumes_to_the_same_weights(whole_run, recipe, tmp_path, capfd):
+    process = subprocess.Popen([*SCRIPT, *words_of(recipe, tmp_path)], env=environment())
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/log.jsonl").exists() or len(steps_of(tmp_path)) < 7:
+        assert process.poll() is None, capfd.readouterr().err
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model.safetensors").exists()
+
+    main(words_of(recipe, tmp_path))
+    assert "resuming from" in capfd.readouterr().out
+    expected, resumed = (load_file(folder / "model.safetensors") for folder in (whole_run, tmp_path))
+    assert expected.keys() == resumed.keys()
+    assert all(expected[name].equal(resumed[name]) for name in expected)
+    for one, other in zip(steps_of(whole_run), steps_of(tmp_path), strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, "--seed", "1"))
+    message = "is of a run with other settings (seed 42 -> 1): set overwrite, or another run_dir"
+    assert message in capfd.readouterr().err
+
+
+def test_two_ranks_equal_one(recipe, tmp_path):
+    """Two processes with batches of 2 learn what one process learns from the same batches of 4."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    words = [*SCRIPT[1:], *words_of(recipe, tmp_path / "two", "--batch_size", "2", "--epochs", "1")]
+    env = environment(ACCELERATE_USE_CPU="true")
+    done = subprocess.run(
+        [*launch, "--main_process_port", "0", *words], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "two/training_run.json").read_text())
+    assert record["settings"]["world_size"] == 2
+    main(words_of(recipe, tmp_path / "one", "--epochs", "1"))
+    for one, two in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
+        assert one["task"] == two["task"]
+        for name in ("loss", "positive", "gap", "grad_norm"):
+            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-4), (one["step"], name)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tempreature", "0.1"], "unknown setting tempreature on the command line; did you mean temperature?"),
+        (["--temperature", "7"], "temperature must be a number from 0.001 to 1.0 (the paper: 0.03), got 7.0"),
+        (["--tasks", "t2v", "x2y", "--task_hard_negatives", "t2v=1"], "tasks names x2y, but"),
+        (["--model", "no/such-model"], "cannot start from model 'no/such-model'"),
+        (["--task_batch_size", "t2v=99"], "task 't2v' has 15 pairs, too few distinct pairs for one batch of 99"),
+    ],
+)
+def test_mistakes_end_in_one_line(recipe, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main(words_of(recipe, tmp_path, *words))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("pyramid.py: ")
+    assert message in error
+
+
+def test_a_wrong_config_key_ends_in_one_line(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
+    with pytest.raises(SystemExit) as stop:
+        main(words_of(tmp_path / "bad.yaml", tmp_path))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "pyramid.py: unknown setting learning_rat in the config file; did you mean learning_rate?\n"
+    )
