@@ -4,14 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HUB := build/hub/org
-EVAL := build/eval
-SEED ?= 42
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test train judge publishable clean
+.PHONY: demo test clean
 
+# Builds the data, trains GVE-mini, judges it beside its base, lays out the Hub repos and loads them back as a stranger would.
 demo: $(INSTALLED)
-	@$(BIN)/python -m training.demo --seed $(SEED)
+	$(BIN)/python -m dataset_builders.mini
+	$(LAUNCH) training/pyramid.py --config training/recipes/gve_mini.yaml
+	$(LAUNCH) evaluate_metrics/run_uvrb.py --model $(HUB)/gve-mini --benchmark $(HUB)/uvrb-mini \
+	    --baseline training/gve-mini-base random --dtype float32 --output build/eval/gve-mini
+	$(BIN)/python -m hub_cards.assemble --model gve-mini --results build/eval/gve-mini
+	$(BIN)/python -m hub_cards.prove --base $(HUB)
+	@cat build/eval/gve-mini/results.md
+	@echo "Repos: $(HUB)/{gve-mini,uvrb-mini,uvrd-mini,uvrb_retrieval,uvrb_abilities}"
+	@echo "Results: build/eval/gve-mini (results.json, results.md, radar.png). Run: build/runs/gve-mini"
+	@echo "Next: $(BIN)/python -m hub_cards.prove --text \"a red circle moves left\""
+	@echo "      $(BIN)/accelerate launch training/pyramid.py --config training/recipes/gve_mini_long.yaml"
+	@echo "      $(BIN)/python -m hub_cards.publish --namespace YOU   (your own Hub account)"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import snapshot_download
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel, PretrainedConfig
 
 from evaluate_metrics.retrieval_data import UvrbError, digest_item
+from modeling_gve import GVEModel
 
 
+BACKBONES = ("qwen2_5_vl",)
 CHUNK_BATCHES = 8  # batches handed to `encode` at once, so that it can sort by length and memory stays bounded
 MODEL_FILES = (".json", ".safetensors", ".bin", ".py", ".jinja", ".txt", ".model")
 
 
 class GVEEncoder:
-    """A model repo with an `encode` method, loaded when it is first needed.
+    """A model repo with an `encode` method, or a backbone before it becomes GVE, loaded when it is first needed.
 
     Args:
         name (`str`): what tables call it.
@@ -59,12 +61,22 @@ class GVEEncoder:
 
     def _load(self):
         try:
-            model = AutoModel.from_pretrained(self.folder, trust_remote_code=True, dtype=self.dtype)
+            if PretrainedConfig.get_config_dict(self.folder)[0].get("model_type") in BACKBONES:
+                model = GVEModel.from_backbone(str(self.folder), dtype=self.dtype, **frame_limit(self.folder))
+            else:
+                model = AutoModel.from_pretrained(self.folder, trust_remote_code=True, dtype=self.dtype)
         except (OSError, ValueError) as error:
             raise UvrbError(f"Cannot load the model at {self.path}: {str(error).partition(chr(10))[0]}") from error
         if not hasattr(model, "encode"):
             raise UvrbError(f"The model at {self.path} is a {type(model).__name__} without `encode`; give a GVE repo.")
         return model.to(self.device).eval()
+
+
+def frame_limit(folder):
+    """`max_tokens_per_frame` for a backbone whose own image processor allows less than the protocol's 200."""
+    processor = AutoImageProcessor.from_pretrained(folder)
+    tokens = processor.size["longest_edge"] // (processor.patch_size * processor.merge_size) ** 2
+    return {"max_tokens_per_frame": min(200, tokens + 1)}
 
 
 class RandomEncoder:

@@ -9,6 +9,7 @@ A repo that was made with the same settings is kept; one that was not finished i
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -30,16 +31,24 @@ SETTINGS = "mini.json"
 
 
 def write_table(builder_class, name, folder, cache_dir, **settings):
-    """One table as `folder/<name>/<split>.parquet`."""
+    """One table as `folder/<name>/<split>-<hash>.parquet`; returns `{split: path in the repo}`.
+
+    The hash of the content stands in the name, and so in the card, because `load_dataset` takes a local repo whose card has not changed
+    for the one that it has in its cache.
+    """
     builder = builder_class(config_name=name, cache_dir=cache_dir, **settings)
     raw = Path(cache_dir) / "parquet" / name
     builder.download_and_prepare(str(raw), file_format="parquet")
     (folder / name).mkdir(parents=True)
+    paths = {}
     for file in sorted(raw.glob("*.parquet")):
         split = file.name.partition("-")[2].partition(".")[0].partition("-")[0]
-        if not split or (folder / name / f"{split}.parquet").exists():
+        if split in paths:
             raise RuntimeError(f"Table {name} came in several shards ({file.name}); raise the builder's shard size.")
-        shutil.move(file, folder / name / f"{split}.parquet")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        paths[split] = f"data/{name}/{split}-{digest}.parquet"
+        shutil.move(file, folder / name / f"{split}-{digest}.parquet")
+    return paths
 
 
 def benchmark_files():
@@ -59,10 +68,12 @@ def write_card(folder, configs):
 
 def build_uvrb(folder, cache_dir, seed, scale):
     tables, serves = benchmark_files()
-    for name in tqdm(tables, desc="uvrb-mini", unit="table"):
-        write_table(MiniUVRB, name, folder / "data", cache_dir, seed=seed)
+    paths = {
+        name: write_table(MiniUVRB, name, folder / "data", cache_dir, seed=seed)
+        for name in tqdm(tables, desc="uvrb-mini", unit="table")
+    }
     configs = [
-        {"config_name": name, "data_files": [{"split": "test", "path": f"data/{table}/test.parquet"}]}
+        {"config_name": name, "data_files": [{"split": "test", "path": paths[table]["test"]}]}
         for name, table in serves.items()
     ]
     configs[0]["default"] = True
@@ -70,15 +81,16 @@ def build_uvrb(folder, cache_dir, seed, scale):
 
 
 def build_uvrd(folder, cache_dir, seed, scale):
-    for name in tqdm(N_PAIRS, desc="uvrd-mini", unit="table"):
-        write_table(MiniPairs, name, folder / "data", cache_dir, seed=seed, scale=scale)
+    paths = {
+        name: write_table(MiniPairs, name, folder / "data", cache_dir, seed=seed, scale=scale)
+        for name in tqdm(N_PAIRS, desc="uvrd-mini", unit="table")
+    }
     groups = {"all": FORMATS, **{name: (name,) for name in N_PAIRS}}
     configs = [
         {
             "config_name": name,
             "data_files": [
-                {"split": split, "path": [f"data/{table}/{split}.parquet" for table in tables]}
-                for split in ("train", "validation")
+                {"split": split, "path": [paths[table][split] for table in tables]} for split in ("train", "validation")
             ],
         }
         for name, tables in groups.items()
