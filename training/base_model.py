@@ -1,7 +1,7 @@
 """The parts of `gve-mini-base` before any training: a Qwen2.5-VL of 1.6M parameters, its tokenizer and its processors.
 
-Not in the paper: all sizes. GVE starts from Qwen2.5-VL-3B/7B; this model is what two cores can pretrain from nothing. Patches of 7
-pixels keep motion visible: 8 frames of 56 x 56 give 4 x 4 tokens for each pair of frames, 64 for a video.
+Not in the paper: all sizes. GVE starts from Qwen2.5-VL-3B/7B; this model is what two cores can pretrain from nothing.
+Patches of 7 pixels keep motion visible: 8 frames of 56 x 56 give 4 x 4 tokens for each pair of frames, 64 for a video.
 """
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -1,13 +1,15 @@
-r"""Pretrains `gve-mini-base` from random weights to caption the rendered world, as Qwen2.5-VL was before it became GVE.
+r"""Pretrains `gve-mini-base` from random weights to caption the rendered world, as Qwen2.5-VL was before it became
+GVE.
 
 ```bash
 ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch --multi_gpu --num_processes 2 \
     training/pretrain_base.py --output_dir build/gve-mini-base
 ```
 
-Next-token loss on captions only. One sample is a dialogue about one film or picture: up to three captions in different styles, so that
-the vision tower is paid for once; or, without pictures, one text rewritten in another style. Foundations come first: single things at
-rest, then events, then several scenes. Not in the paper: all of it (its base came pretrained).
+Next-token loss on captions only. One sample is a dialogue about one film or picture: up to three captions in different
+styles, so that the vision tower is paid for once; or, without pictures, one text rewritten in another style.
+Foundations come first: single things at rest, then events, then several scenes. Not in the paper: all of it (its base
+came pretrained).
 """
 
 import json
@@ -51,7 +53,16 @@ PROMPTS = {
     "long": "Describe all at length.",
 }
 # Styles that say different things, so that a later caption can not be copied from an earlier one.
-TRIPLES = (("temporal", "spatial", "theme"), ("event", "object", "camera"), ("keywords", "spatial", "temporal"), ("coarse", "object", "camera"), ("general", "spatial", "event"), ("detailed",))
+TRIPLES = (
+    ("temporal", "spatial", "theme"),
+    ("event", "object", "camera"),
+    ("keywords", "spatial", "temporal"),
+    ("coarse", "object", "camera"),
+    ("general", "spatial", "event"),
+    ("detailed",),
+)
+# Text to text: the style that is asked for, by the style that is given.
+HELD = {"coarse": "event", "general": "coarse", "detailed": None, "temporal": "event", "spatial": "object"}
 KINDS = ("first", "scene", "story", "long")
 
 
@@ -84,7 +95,9 @@ def sample_frames(film):
     times = frame_times(film)
     picked = np.round(np.linspace(0, len(times) - 1, NUM_FRAMES)).astype(int)
     frames = torch.from_numpy(np.stack([render_frame(*times[i]) for i in picked])).permute(0, 3, 1, 2)
-    return tvf.resize(frames, [FRAME_SIDE, FRAME_SIDE], interpolation=tvf.InterpolationMode.BICUBIC, antialias=True).numpy()
+    return tvf.resize(
+        frames, [FRAME_SIDE, FRAME_SIDE], interpolation=tvf.InterpolationMode.BICUBIC, antialias=True
+    ).numpy()
 
 
 def _render_range(bounds):
@@ -108,6 +121,11 @@ def rendered_frames(arguments):
     return np.load(path, mmap_mode="r")
 
 
+def told(film):
+    """The style itself, but the motion in place of an event where a film has no event."""
+    return lambda style: "temporal" if style == "event" and not film.scenes[0].events else style
+
+
 class Dialogues:
     """Turns films into token ids, labels and patches."""
 
@@ -116,7 +134,9 @@ class Dialogues:
         self.tokenizer = processor.tokenizer
         self.video_id = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
         self.image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        self.kinds = np.array([KINDS.index(draw_film(i, arguments.seed)[0]) for i in tqdm(range(len(frames)), desc="graphs")])
+        self.kinds = np.array(
+            [KINDS.index(draw_film(i, arguments.seed)[0]) for i in tqdm(range(len(frames)), desc="graphs")]
+        )
         self.by_kind = [np.flatnonzero(self.kinds == k) for k in range(len(KINDS))]
 
     def ids(self, text):
@@ -142,7 +162,9 @@ class Dialogues:
             ids += self.ids("<|vision_start|>") + tokens + self.ids("<|vision_end|>")
             labels = [-100] * len(ids)
         for turn, (asked, answer) in enumerate(self.turns(rng, film, kind, medium, triple)):
-            head = self.ids(("" if turn == 0 else "\n<|im_start|>user\n") + f"{asked}<|im_end|>\n<|im_start|>assistant\n")
+            head = self.ids(
+                ("" if turn == 0 else "\n<|im_start|>user\n") + f"{asked}<|im_end|>\n<|im_start|>assistant\n"
+            )
             tail = self.ids(f"{answer}<|im_end|>")
             ids += head + tail
             labels += [-100] * len(head) + tail
@@ -150,24 +172,22 @@ class Dialogues:
         return ids, labels, frames, (film.frames - 1) / (NUM_FRAMES - 1) / FPS, medium
 
     def turns(self, rng, film, kind, medium, triple):
-        styles = ("spatial", "object") if medium == "image" else None
-        if styles is None and kind in (0, 1):
-            styles = triple
-        elif kind == 2:
-            styles = ("paragraph",)
-        elif kind == 3:
-            styles = ("long",)
-        elif kind == 4:
-            source, target = rng.choice(["coarse", "general", "detailed", "temporal", "spatial"], 2, replace=False)
-            nested = {"coarse": "event", "general": "coarse", "detailed": target, "temporal": "event", "spatial": "object"}
-            target = nested[str(source)]
-            if target == "event" and not film.scenes[0].events:
-                target = "temporal"
-            return [(f"{describe(rng, film, str(source)).text} {PROMPTS[str(target)]}", describe(rng, film, str(target)).text)]
+        """Questions and answers of a dialogue: `[(prompt, caption)]`."""
+        if kind == len(KINDS):
+            return [self.rewriting(rng, film)]
+        if medium == "image":
+            styles = ("spatial", "object")
+        else:
+            styles = {"story": ("paragraph",), "long": ("long",)}.get(KINDS[kind], triple)
         styles = [styles[i] for i in rng.permutation(len(styles))]
-        if not film.scenes[0].events:
-            styles = [style if style != "event" else "temporal" for style in styles]
-        return [(PROMPTS[style], describe(rng, film, style).text) for style in styles]
+        return [(PROMPTS[style], describe(rng, film, style).text) for style in map(told(film), styles)]
+
+    def rewriting(self, rng, film):
+        """One text in a style whose facts it holds; the detailed one holds all."""
+        source, other = map(str, rng.choice(list(HELD), 2, replace=False))
+        style = told(film)(HELD[source] or other)
+        asked = f"{describe(rng, film, source).text} {PROMPTS[style]}"
+        return asked, describe(rng, film, style).text
 
     def batch(self, step, done, rank):
         rng = generator("batch", self.arguments.seed, step)  # the same kind on all ranks
@@ -253,7 +273,13 @@ def main(arguments):
         if step % 50 == 0:
             history.append({"step": step, "loss": round(smooth, 4)})
         if step % 200 == 0 and accelerator.is_main_process:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "smooth": smooth, "history": history}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "smooth": smooth,
+                "history": history,
+            }
             torch.save(state, f"{checkpoint}.tmp")
             os.replace(f"{checkpoint}.tmp", checkpoint)
     record = {"arguments": {k: v for k, v in vars(arguments).items() if "dir" not in k}, "history": history}

@@ -33,8 +33,8 @@ SETTINGS = "mini.json"
 def write_table(builder_class, name, folder, cache_dir, **settings):
     """One table as `folder/<name>/<split>-<hash>.parquet`; returns `{split: path in the repo}`.
 
-    The hash of the content stands in the name, and so in the card, because `load_dataset` takes a local repo whose card has not changed
-    for the one that it has in its cache.
+    The hash of the content stands in the name, and so in the card, because `load_dataset` takes a local repo whose
+    card has not changed for the one that it has in its cache.
     """
     builder = builder_class(config_name=name, cache_dir=cache_dir, **settings)
     raw = Path(cache_dir) / "parquet" / name
@@ -90,7 +90,8 @@ def build_uvrd(folder, cache_dir, seed, scale):
         {
             "config_name": name,
             "data_files": [
-                {"split": split, "path": [paths[table][split] for table in tables]} for split in ("train", "validation")
+                {"split": split, "path": [paths[table][split] for table in tables]}
+                for split in ("train", "validation")
             ],
         }
         for name, tables in groups.items()

@@ -1,8 +1,9 @@
-"""mini-UVRB before rendering: the films of ten corpora and the questions of the 16 datasets, each with its right answers.
+"""mini-UVRB before rendering: the films of ten corpora and the questions of the 16 datasets, each with its right
+answers.
 
-Shapes follow the originals: who shares a corpus, what a query consists of, how many queries there are to a video. A third of the films
-have a neighbour that differs in one attribute only. A question enters only if the scene graphs prove its answers: one film where the
-metric is recall@1, at most ten where it is recall@10.
+Shapes follow the originals: who shares a corpus, what a query consists of, how many queries there are to a video. A
+third of the films have a neighbour that differs in one attribute only. A question enters only if the scene graphs
+prove its answers: one film where the metric is recall@1, at most ten where it is recall@10.
 """
 
 from dataclasses import dataclass, field
@@ -179,7 +180,6 @@ PLANS = {
     ),
 }
 N_QUERIES = {"cmrb": 200, "lovr_v": 200, "pev_k": 205}  # fewer than films, as in the originals; elsewhere all
-
 
 
 def draw_clips(long, seed):

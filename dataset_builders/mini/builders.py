@@ -1,6 +1,7 @@
 """`datasets` builders of the rendered world: mini-UVRB and the mini training pairs, as Parquet with the videos inside.
 
-One configuration is one table of the Hub repo. Rendering runs on all cores; the rows' order, and so the bytes, do not depend on them.
+One configuration is one table of the Hub repo. Rendering runs on all cores; the rows' order, and so the bytes, do not
+depend on them.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -81,7 +82,9 @@ _FILES = {}  # rendered media: the tables of one repo share most of theirs
 
 def media_of(items):
     """Text, picture and movie of each item (anything with `.text`, `.image`, `.video`), each rendered once."""
-    jobs = [(picture, item.image) for item in items if item.image] + [(movie, item.video) for item in items if item.video]
+    jobs = [(picture, item.image) for item in items if item.image] + [
+        (movie, item.video) for item in items if item.video
+    ]
     jobs = [job for job in dict.fromkeys(jobs) if job not in _FILES]
     _FILES.update(zip(jobs, rendered(jobs)))
     return [
@@ -197,8 +200,12 @@ class MiniPairs(datasets.GeneratorBasedBuilder):
         pairs = build_pairs(self.config.name, self.config.seed, self.config.scale)
         held_out = [is_validation(pair, self.config.seed) for pair in pairs]
         return [
-            datasets.SplitGenerator("train", gen_kwargs={"pairs": [p for p, held in zip(pairs, held_out) if not held]}),
-            datasets.SplitGenerator("validation", gen_kwargs={"pairs": [p for p, held in zip(pairs, held_out) if held]}),
+            datasets.SplitGenerator(
+                "train", gen_kwargs={"pairs": [p for p, held in zip(pairs, held_out) if not held]}
+            ),
+            datasets.SplitGenerator(
+                "validation", gen_kwargs={"pairs": [p for p, held in zip(pairs, held_out) if held]}
+            ),
         ]
 
     def _generate_examples(self, pairs):

@@ -1,4 +1,4 @@
-"""Composed queries: a reference picture or clip, and a text that says what is different in the clip that is looked for."""
+"""Composed queries: a reference picture or clip, and a text that says what is different in the clip looked for."""
 
 from dataclasses import dataclass, replace
 
@@ -92,8 +92,8 @@ def draw_references(rng, test):
 def draw_family(rng, test, size=10):
     """`size` clips that can only be told apart by reference and text together.
 
-    Each clip is a reference after an edit; another clip shares its reference and yet another its edit, so neither part of the query is
-    enough.
+    Each clip is a reference after an edit; another clip shares its reference and yet another its edit, so neither part
+    of the query is enough.
 
     Returns:
         `list[tuple[Scene, Edit, Scene]]`: reference, edit, clip.

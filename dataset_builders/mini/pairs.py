@@ -1,9 +1,11 @@
-"""The rendered world's training pairs before rendering: "collected" ones with noisy texts, and mini-UVRD in its seven formats.
+"""The rendered world's training pairs before rendering: "collected" ones with noisy texts, and mini-UVRD in its seven
+formats.
 
-Formats and the presence of hard negatives follow the paper's mixture: T2V, TI2V and TV2V have one a positive. All scenes are training's
-(`Scene.is_test` is false).
+Formats and the presence of hard negatives follow the paper's mixture: T2V, TI2V and TV2V have one a positive. All
+scenes are training's (`Scene.is_test` is false).
 
-Not in the paper: all counts. They follow the proportions of what a demo can learn from in minutes, not those of 1.55M pairs.
+Not in the paper: all counts. They follow the proportions of what a demo can learn from in minutes, not those of 1.55M
+pairs.
 """
 
 from dataclasses import dataclass, field
@@ -105,7 +107,9 @@ def draw_sources(seed, scale):
     for i in range(round(N_LONG * scale)):
         rng = generator("long", seed, i)
         n = int(rng.integers(6, 11))
-        longs.append(Source(f"long-{i:05d}", Film(tuple(draw_scene(rng, False, (1, 2), (1, 2), 0.2) for _ in range(n)))))
+        longs.append(
+            Source(f"long-{i:05d}", Film(tuple(draw_scene(rng, False, (1, 2), (1, 2), 0.2) for _ in range(n))))
+        )
     return shorts, stories, longs
 
 
@@ -147,7 +151,13 @@ def t2v(seed, n, shorts, stories, longs):
 
 def t2t(seed, n, shorts):
     """Two texts of one video, the shorter one asks."""
-    nested = (("coarse", "detailed"), ("event", "temporal"), ("object", "spatial"), ("spatial", "detailed"), ("coarse", "general"))
+    nested = (
+        ("coarse", "detailed"),
+        ("event", "temporal"),
+        ("object", "spatial"),
+        ("spatial", "detailed"),
+        ("coarse", "general"),
+    )
     for i in range(n):
         rng = generator("t2t", seed, i)
         source = pick(rng, shorts)
@@ -192,7 +202,11 @@ def composed(task, seed, n, n_families):
         reference, edit, clip = families[f][cell]
         film = Film((reference,))
         media = {"image": (film, 0)} if task == "ti2v" else {"video": film}
-        near = [other[2] for j, other in enumerate(families[f]) if j != cell and (other[0] == reference or other[1] == edit)]
+        near = [
+            other[2]
+            for j, other in enumerate(families[f])
+            if j != cell and (other[0] == reference or other[1] == edit)
+        ]
         sides = Item(text=edit.text(rng), **media), Item(video=Film((clip,)))
         negative = Item(video=Film((pick(rng, near),)))
         yield Pair(*sides, INSTRUCTIONS[task], task, f"family-{f:04d}", (negative,))
@@ -200,7 +214,9 @@ def composed(task, seed, n, n_families):
 
 def collected(task, seed, n, shorts):
     """Weakly labelled pairs: coarse captions with a web's noise."""
-    others = [describe(generator("other", seed, i), shorts[i].film, "coarse").text for i in range(min(200, len(shorts)))]
+    others = [
+        describe(generator("other", seed, i), shorts[i].film, "coarse").text for i in range(min(200, len(shorts)))
+    ]
     for i in range(n):
         rng = generator(task, seed, i)
         source = pick(rng, shorts)

@@ -1,7 +1,7 @@
 """From a scene graph to pixels, and from pixels to H.264 in MP4 through PyAV.
 
-Frames are drawn at 112 x 112; gve-mini sees them at 56 x 56. Each shape is a test on local coordinates (u, v), so turning, growing
-and a moving camera are only changes of coordinates.
+Frames are drawn at 112 x 112; gve-mini sees them at 56 x 56. Each shape is a test on local coordinates (u, v), so
+turning, growing and a moving camera are only changes of coordinates.
 """
 
 import io
@@ -90,7 +90,11 @@ def camera_at(scene, time):
     dx = dy = roll = 0.0
     zoom = 1.0
     first, second = scene.camera
-    moves = [(first, progress(0, 1, time))] if first == second else [(first, progress(0, 2, time)), (second, progress(1, 2, time))]
+    moves = (
+        [(first, progress(0, 1, time))]
+        if first == second
+        else [(first, progress(0, 2, time)), (second, progress(1, 2, time))]
+    )
     reach = 0.36 if first == second else 0.26
     for move, p in moves:
         kind, _, way = move.partition(" ")
@@ -145,7 +149,9 @@ def render_frame(scene: Scene, time: float):
     cos, sin = np.cos(roll, dtype=np.float32), np.sin(roll, dtype=np.float32)
     x = (cos * _X - sin * _Y) / np.float32(zoom) + np.float32(dx)
     y = (sin * _X + cos * _Y) / np.float32(zoom) + np.float32(dy)
-    picture = background(scene.theme, scene.seed)[np.rint(y).astype(np.int32) % TILE, np.rint(x).astype(np.int32) % TILE]
+    picture = background(scene.theme, scene.seed)[
+        np.rint(y).astype(np.int32) % TILE, np.rint(x).astype(np.int32) % TILE
+    ]
     for thing, (cx, cy, scale, angle) in zip(scene.things, things_at(scene, time)):
         radius = (GROUP_RADIUS if thing.count > 1 else RADIUS[thing.size]) * scale
         cos, sin = np.cos(angle, dtype=np.float32), np.sin(angle, dtype=np.float32)

@@ -1,7 +1,8 @@
 """Every text of the rendered world, derived from the scene graph together with the facts that it states.
 
-A fact is a tuple `(kind, scene index or None, *attributes)`; None stands for "any". `facts_of` lists all facts of a film in full, and
-`holds` tells whether a film bears a statement out: that is how the benchmark proves that a question has one right answer.
+A fact is a tuple `(kind, scene index or None, *attributes)`; None stands for "any". `facts_of` lists all facts of a
+film in full, and `holds` tells whether a film bears a statement out: that is how the benchmark proves that a question
+has one right answer.
 """
 
 from collections import defaultdict
@@ -69,7 +70,7 @@ def place_of(thing):
 
 
 def noun(thing, *attributes):
-    """"two small striped red stars": `attributes` among "size" and "texture" are said, colour, shape and number always."""
+    """Such as "two small striped red stars": size and texture only if named in `attributes`."""
     words = [COUNT_WORDS[thing.count]]
     words += [getattr(thing, name) for name in ("size", "texture") if name in attributes]
     words += [thing.colour, thing.shape if thing.count == 1 else plural(thing.shape)]
@@ -83,7 +84,10 @@ def short_noun(thing):
 
 
 def clause(rng, scene, event, article="the", after=None):
-    """"the red star slides left", without its place in the order; the actor of the event before (`after`) is not named again."""
+    """Such as "the red star slides left", without its place in the order.
+
+    The actor of the event before (`after`) is not named again.
+    """
     actor = scene.things[event.actor]
     first, _, rest = VERBS[event.action][actor.count > 1].partition(" ")
     words = [pick(rng, SYNONYMS.get(first, (first,))), rest]
@@ -148,8 +152,11 @@ def general(rng, scene, index=None):
     events, more = _events_text(rng, scene, index)
     camera, yet_more = _camera_text(scene, index)
     things = " and ".join(noun(thing, "size") for thing in scene.things)
-    text = f"A {scene.style} scene {pick(rng, THEME_PHRASES[scene.theme])} with {things}. {_sentence(events)} {_sentence(camera)}"
-    return Description(text, frozenset(facts | more | yet_more | {("theme", index, scene.theme), ("style", index, scene.style)}))
+    where = f"A {scene.style} scene {pick(rng, THEME_PHRASES[scene.theme])}"
+    text = f"{where} with {things}. {_sentence(events)} {_sentence(camera)}"
+    return Description(
+        text, frozenset(facts | more | yet_more | {("theme", index, scene.theme), ("style", index, scene.style)})
+    )
 
 
 def spatial(rng, scene, index=None):
@@ -178,7 +185,9 @@ def camera(rng, scene, index=None):
     """The camera's motion and what it looks at."""
     text, facts = _camera_text(scene, index)
     thing = pick(rng, scene.things)
-    return Description(f"{_sentence(text)} It shows {noun(thing)}.", frozenset(facts | {thing_fact(index, thing, "count")}))
+    return Description(
+        f"{_sentence(text)} It shows {noun(thing)}.", frozenset(facts | {thing_fact(index, thing, "count")})
+    )
 
 
 def event(rng, scene, index=None, k=None):
@@ -271,7 +280,9 @@ def describe(rng, film: Film, style):
 def _chapter(rng, scene: Scene, index):
     """A scene within the text of a long film."""
     shown, done = objects(rng, scene, index), _events_text(rng, scene, index)
-    start = _sentence(f"{pick(rng, THEME_PHRASES[scene.theme])}, {' and '.join(noun(t, 'size', 'texture') for t in scene.things)}")
+    start = _sentence(
+        f"{pick(rng, THEME_PHRASES[scene.theme])}, {' and '.join(noun(t, 'size', 'texture') for t in scene.things)}"
+    )
     return Description(f"{start} {_sentence(done[0])}", shown.facts | done[1] | {("theme", index, scene.theme)})
 
 
@@ -296,7 +307,8 @@ def facts_of(film: Film):
 def holds(statement, sheet):
     """Whether each fact of the statement agrees with one of the film's (`facts_of`) wherever it is not open.
 
-    An event's facts name its actor by colour and shape, which are unique in a scene, so things and events bind rightly.
+    An event's facts name its actor by colour and shape, which are unique in a scene, so things and events bind
+    rightly.
     """
     return all(
         any(all(a is None or a == b for a, b in zip(said, full)) for full in sheet.get((kind, index), ()))

@@ -1,9 +1,11 @@
 """The rendered world: seeded scene graphs of coloured shapes that move, turn, grow and collide before a moving camera.
 
-A `Film` is one or several `Scene`s in a row; a scene is a graph of `Thing`s, `Event`s and camera moves. Everything else, pixels
-(`render.py`), texts (`texts.py`) and right answers (`oracle.py`), follows from the graph, so each question has a provable answer.
+A `Film` is one or several `Scene`s in a row; a scene is a graph of `Thing`s, `Event`s and camera moves. Everything
+else, pixels (`render.py`), texts (`texts.py`) and right answers (`oracle.py`), follows from the graph, so each
+question has a provable answer.
 
-Not in the paper: the whole world. It stands in for web video, so that every step of the project runs without a download.
+Not in the paper: the whole world. It stands in for web video, so that every step of the project runs without a
+download.
 """
 
 import hashlib
@@ -79,7 +81,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """One uncut shot. With two events the first fills the first half and the second the other; so do the two camera moves."""
+    """One uncut shot. With two events the first fills the first half and the second the other; so do the two camera
+    moves.
+    """
 
     theme: str
     style: str
@@ -198,7 +202,9 @@ def draw_event(rng, things, actor=None, actions=ACTIONS):
 
 
 def draw_events(rng, things, n):
-    """Up to `n` events in order, by different things where there are several (a thing's second move would hide its first)."""
+    """Up to `n` events in order, by different things where there are several (a thing's second move would hide its
+    first).
+    """
     order = rng.permutation(len(things))
     events = []
     for k in range(n):
@@ -264,7 +270,8 @@ def change(rng, scene, attribute):
     Args:
         rng (`np.random.Generator`): the source of chance.
         scene (`Scene`): left as it is.
-        attribute (`str`): "colour", "shape", "texture", "place", "direction", "action", "order", "camera", "theme" or "style".
+        attribute (`str`): "colour", "shape", "texture", "place", "direction", "action", "order", "camera", "theme" or
+        "style".
     """
     things, events = list(scene.things), list(scene.events)
     i = int(rng.integers(len(things)))
@@ -282,7 +289,9 @@ def change(rng, scene, attribute):
         if events[k].action == "hit":
             return None
         options = ACTIONS[:-1] if attribute == "action" else (OPPOSITE[events[k].action],)
-        events[k] = replace(events[k], action=other(rng, options, events[k].action) if attribute == "action" else options[0])
+        events[k] = replace(
+            events[k], action=other(rng, options, events[k].action) if attribute == "action" else options[0]
+        )
     elif attribute == "order":
         if len(events) < 2:
             return None
