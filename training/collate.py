@@ -10,10 +10,9 @@ from modeling_gve import PreparedItem
 from modeling_gve.video_gve import mean_spacing
 
 
-# Fixed cost of one more forward and backward pass, in tokens: what splitting a batch by length has to save. A rough
-# measure of gve-mini on a CPU; a wrong figure costs time, never correctness.
-TOKENS_A_PASS = 512
-CHARACTERS_A_TOKEN = 4
+# Fixed cost of one more forward and backward pass, in tokens: what splitting a batch by length has to save. Of the
+# order of gve-mini's on a CPU; another figure costs time, never correctness.
+TOKENS_A_PASS = 128
 
 
 class PairBatch(NamedTuple):
@@ -43,6 +42,7 @@ class PairCollator:
 
     def __init__(self, processor, store):
         self.processor, self.store = processor, store
+        self._text_lengths = {}
 
     def item(self, side, instruction=None):
         """A side as `GVEModel.encode` takes it; no instruction means the default system text."""
@@ -96,22 +96,27 @@ class PairCollator:
             `tuple` of a list of `BatchFeature`, one a pass, and a `torch.LongTensor` of shape `(len(items),)`: where
             each item's row stands in the concatenated outputs.
         """
-        lengths = np.array([self._rough_length(item) for item in items])
-        groups = split_by_length(lengths)
+        groups = split_by_length(self._lengths(items))
         features = [self.processor.collate([items[index] for index in group]) for group in groups]
         return features, torch.from_numpy(np.argsort(np.concatenate(groups)))
 
-    def _rough_length(self, item):
-        """About how many tokens an item has."""
-        tokens = (len(item.instruction) + len(item.text)) / CHARACTERS_A_TOKEN
-        for pixels, vision in (
-            (item.image, self.processor.image_processor),
-            (item.frames, self.processor.video_processor),
-        ):
+    def _lengths(self, items):
+        """Tokens of each item, less those that all have."""
+        texts = {text for item in items for text in (item.instruction, item.text)} - self._text_lengths.keys()
+        if texts:
+            encoded = self.processor.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            self._text_lengths.update(zip(texts, map(len, encoded)))
+        texts = [self._text_lengths[item.instruction] + self._text_lengths[item.text] for item in items]
+        return np.array([length + self._visual_length(item) for length, item in zip(texts, items)])
+
+    def _visual_length(self, item):
+        processor, length = self.processor, 0
+        for pixels, vision in ((item.image, processor.image_processor), (item.frames, processor.video_processor)):
             if pixels is not None:
                 steps = -(-len(pixels) // vision.temporal_patch_size) if pixels.ndim == 4 else 1
-                tokens += steps * np.prod(pixels.shape[-3:-1]) / (vision.patch_size * vision.merge_size) ** 2
-        return tokens
+                height, width = pixels.shape[-3:-1]
+                length += steps * height * width // (vision.patch_size * vision.merge_size) ** 2
+        return length
 
 
 def split_by_length(lengths, overhead=TOKENS_A_PASS):

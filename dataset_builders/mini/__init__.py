@@ -1,1 +1,1 @@
-"""The rendered world: an endless supply of small videos whose every text and right answer is known (`world.py` first)."""
+"""The rendered world: an endless supply of small videos whose texts and right answers are known (`world.py` first)."""

@@ -134,6 +134,19 @@ def test_killed_run_resumes_to_the_same_weights(whole_run, recipe, tmp_path, cap
     assert message in capfd.readouterr().err
 
 
+def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
+    """Another model as prober gives the R_k that it gives as the model itself, and leaves the weights to train alone."""
+    for name, words in (("probed", ["--prober", str(whole_run)]), ("itself", ["--model", str(whole_run)])):
+        main(words_of(recipe, tmp_path / name, *words, "--epochs", "2", "--steps_per_epoch", "1"))
+    probed, itself = (
+        json.loads((tmp_path / name / "training_run.json").read_text())["curriculum"] for name in ("probed", "itself")
+    )
+    assert probed[0]["relevance"] == pytest.approx(itself[0]["relevance"], abs=1e-5)
+    assert probed[1]["relevance"] != pytest.approx(itself[1]["relevance"], abs=1e-3)
+    base = json.loads((whole_run / "training_run.json").read_text())["curriculum"]
+    assert probed[0]["relevance"] != pytest.approx(base[0]["relevance"], abs=1e-3)
+
+
 def test_two_ranks_equal_one(recipe, tmp_path):
     """Two processes with batches of 2 learn what one process learns from the same batches of 4."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
