@@ -186,6 +186,9 @@ class TrainingArguments:
         default=0.1, metadata={"help": "Mask candidates that outscore the positive by more than this; or null."}
     )
     cross_device_negatives: bool = field(default=True, metadata={"help": "Contrast with the other ranks' batches."})
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Keep the vision tower as it is (the paper: frozen); saves its backward pass."}
+    )
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW (the paper: 3e-5)."})
     min_learning_rate_ratio: float = field(
         default=0.0, metadata={"help": "Where the cosine ends, as a share of the peak."}
@@ -229,7 +232,7 @@ class TrainingArguments:
         _check_number(self, "cpu_threads", 1, 1024, integer=True, optional=True)
         _check_number(self, "mask_identical", 0, 2, optional=True)
         _check_number(self, "mask_margin", 0, 2, optional=True)
-        for name in ("cross_device_negatives", "overwrite", "push_to_hub"):
+        for name in ("cross_device_negatives", "freeze_vision", "overwrite", "push_to_hub"):
             _check_flag(self, name)
         _check_text(self, "hub_model_id", optional=True)
         if self.push_to_hub and self.hub_model_id is None:

@@ -21,6 +21,7 @@ hard negatives, and take one step on the symmetric InfoNCE of the joined batch. 
 newest checkpoint when the same command is given again, to the same weights as if it had never stopped.
 """
 
+import hashlib
 import math
 import sys
 import time
@@ -152,9 +153,10 @@ def load_streams(accelerator, data, training, store):
 
 
 def make_optimizer(model, training):
-    """AdamW that decays matrices, not norms and biases."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    """AdamW that decays matrices, not norms and biases, and leaves frozen parameters out."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": training.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -330,16 +332,14 @@ def prepare(words=None):
     set_seed(training.seed)
     if accelerator.device.type == "cpu":
         fix_cpu_arithmetic(training.cpu_threads or max(1, available_cores() // accelerator.num_processes))
-    settings = computed_settings(model_arguments, data, training) | {"world_size": accelerator.num_processes}
     if accelerator.is_main_process:
         if training.overwrite:
             forget_run(training.run_dir)
         remove_unfinished(training.run_dir)
-        for path in checkpoints(training.run_dir)[-1:]:
-            check_settings(path, settings)
     accelerator.wait_for_everyone()
 
     model, processor = load_model(model_arguments)
+    model.backbone.visual.requires_grad_(not training.freeze_vision)
     resumes = bool(checkpoints(training.run_dir))
     prober = None
     if model_arguments.prober and not resumes:
@@ -348,11 +348,42 @@ def prepare(words=None):
         store = FrameStore(Path(training.run_dir) / "cache", processor)
         streams, skipped = load_streams(accelerator, data, training, store)
     if training.steps_per_epoch is None:
-        queries = sum(len(stream.pairs) for stream in streams.values())
-        queries_a_step = np.mean([stream.batch_size for stream in streams.values()]) * accelerator.num_processes
-        training.steps_per_epoch = max(1, round(queries / queries_a_step))
+        training.steps_per_epoch = steps_of_a_pass(streams, accelerator.num_processes)
+    settings = computed_settings(model_arguments, data, training) | {
+        "world_size": accelerator.num_processes,
+        "starting_weights": weights_digest(model),
+        "pairs_content": pairs_digest(streams),
+    }
+    for path in checkpoints(training.run_dir)[-1:]:
+        check_settings(path, settings)
     collator = PairCollator(processor, store)
     return Run(accelerator, model, processor, prober, collator, streams, skipped, data, training, settings)
+
+
+def steps_of_a_pass(streams, world_size):
+    """Steps that see about as many queries as there are pairs, whatever the tasks drawn."""
+    queries_a_step = np.mean([stream.batch_size for stream in streams.values()]) * world_size
+    return max(1, round(sum(len(stream.pairs) for stream in streams.values()) / queries_a_step))
+
+
+def weights_digest(model):
+    """Twelve digits that tell starting weights apart, from samples of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(values[:: max(1, len(values) // 1024)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def pairs_digest(streams):
+    """Twelve digits that tell the content of all tasks' pairs apart."""
+    digest = hashlib.sha256()
+    for task, stream in streams.items():
+        digest.update(task.encode())
+        for pair in stream.pairs:
+            digest.update(repr(tuple(pair)).encode())
+    return digest.hexdigest()[:12]
 
 
 def fix_cpu_arithmetic(threads):

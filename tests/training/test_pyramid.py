@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,8 +135,19 @@ def test_killed_run_resumes_to_the_same_weights(whole_run, recipe, tmp_path, cap
     assert message in capfd.readouterr().err
 
 
+def test_other_content_under_the_same_names_is_another_run(whole_run, recipe, tmp_path, capsys):
+    shutil.copytree(whole_run / "run", tmp_path / "run")
+    for words, changed in (
+        (["--max_pairs", "14"], "max_pairs None -> 14, pairs_content "),
+        (["--model", str(whole_run)], "starting_weights "),
+    ):
+        with pytest.raises(SystemExit):
+            main(words_of(recipe, tmp_path, *words))
+        assert changed in capsys.readouterr().err
+
+
 def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
-    """Another model as prober gives the R_k that it gives as the model itself, and leaves the weights to train alone."""
+    """Another model as prober gives the R_k that it gives as the model itself; then the weights have their say."""
     for name, words in (("probed", ["--prober", str(whole_run)]), ("itself", ["--model", str(whole_run)])):
         main(words_of(recipe, tmp_path / name, *words, "--epochs", "2", "--steps_per_epoch", "1"))
     probed, itself = (
