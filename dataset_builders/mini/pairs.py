@@ -120,7 +120,7 @@ def text_of(rng, film, style, twin=None):
 
 
 def noisy(rng, text, others):
-    """What the web makes of a caption: cut short, wrapped in boilerplate, or another clip's altogether (one in ten)."""
+    """What the web makes of a caption: cut short, wrapped in boilerplate, or (one in ten) that of another clip."""
     chance = rng.random()
     if chance < 0.1:
         return pick(rng, others)
