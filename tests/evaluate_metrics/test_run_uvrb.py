@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 from tiny_benchmark import N_CORPUS, SHARED, media, write_benchmark, write_stub
+from transformers import BertConfig, BertModel
 
 from dataset_builders.uvrb.tasks import TASKS
 from evaluate_metrics.encoders import RandomEncoder
@@ -225,7 +226,11 @@ def test_a_folder_that_is_no_model_repo_is_named(benchmark, backbone_checkpoint,
     good = ("--benchmark", benchmark, "--output", tmp_path / "out", "--datasets", "ms_ti", "--model")
     code, lines = call(monkeypatch, capsys, *good, tmp_path)
     assert code == 2 and lines == [f"run_uvrb: No model at {tmp_path}: the folder has no config.json."]
-    code, lines = call(monkeypatch, capsys, *good, backbone_checkpoint)
+    code, lines = call(monkeypatch, capsys, *good, backbone_checkpoint)  # its processor is missing
+    assert code == 2 and f"Cannot load the model at {backbone_checkpoint}" in lines[-1]
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    BertModel(BertConfig(vocab_size=10, **sizes)).save_pretrained(tmp_path / "bert")
+    code, lines = call(monkeypatch, capsys, *good, tmp_path / "bert")
     assert code == 2 and "without `encode`; give a GVE repo" in lines[-1]
 
 
