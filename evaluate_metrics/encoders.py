@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """What turns items into vectors for the runner, over one or several processes and with a cache by content."""
 
 import gc

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Shows the results of `run_uvrb.py`: Markdown tables and a radar plot of the abilities."""
 
 import math

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Reads one dataset of the benchmark repo: corpus, queries, relevance and candidates; media stay undecoded."""
 
 import hashlib

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Scores a model on the 16 datasets of UVRB: a table, its abilities and a radar plot.
 
 ```bash

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Completes `build/hub/<namespace>` so that each folder in it is a repo ready to be pushed.
 
 ```bash

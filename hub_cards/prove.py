@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Loads the published repos as a user does, in a process that knows nothing of this project, and searches with them.
 
 ```bash

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Pushes the repos under `build/hub/<namespace>` to the Hub, each by its type.
 
 ```bash

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Writes the cards of the repos under `build/hub/<namespace>` from what lies in them.
 
 ```bash

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """What the folders under `build/hub/<namespace>` are: which repos there are, and of which type each is."""
 
 import sys

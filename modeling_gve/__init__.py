@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The GVE embedding model: configuration, model, processor and video reading, files that travel to a model repo."""
 
 from .configuration_gve import GVEConfig

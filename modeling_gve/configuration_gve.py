@@ -1,4 +1,4 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The GVE project. Licensed under the Apache License, Version 2.0.
 """Configuration of GVE: a vision-language backbone and the limits under which it reads text, images and videos."""
 
 import copy

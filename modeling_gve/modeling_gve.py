@@ -1,4 +1,4 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The GVE project. Licensed under the Apache License, Version 2.0.
 """GVE: a vision-language model without its head whose last attended token is the embedding (arXiv 2510.27571)."""
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The GVE project. Licensed under the Apache License, Version 2.0.
 """Turning texts, images and videos into the inputs of GVE.
 
 An input is one chat turn: the instruction as system text, then image, video and text of the user, the opening of the

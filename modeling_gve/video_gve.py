@@ -1,4 +1,4 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The GVE project. Licensed under the Apache License, Version 2.0.
 """Reading videos: a fixed number of uniformly spaced frames and the times at which they are really shown."""
 
 import io

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Fixtures of all tests: a tiny random Qwen2.5-VL, a tiny tokenizer with Qwen's special tokens, a rendered video."""
 
 import json

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Fixtures around the stand-in Hub; a test module takes them with `pytest_plugins = ["hub_fixtures"]`.
 
 The clients freeze their settings when they are imported, so they run in processes of their own, each with an

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Tiny repos in the project's layout: a random GVE model, a benchmark and training pairs of a few real videos."""
 
 import json

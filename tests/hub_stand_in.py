@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """A small Hub on loopback, so that tests push and load with the real clients and nothing leaves the machine.
 
     python tests/hub_stand_in.py --root DIR [--port 0]      prints its URL and the token that may write

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Frames and video files that tests draw for themselves."""
 
 from fractions import Fraction

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """All five repos go to the stand-in Hub with the real clients and are loaded back by name, as a user loads them."""
 
 import json

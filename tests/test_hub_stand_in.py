@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The stand-in Hub answers the real client as the Hub does, errors included."""
 
 import subprocess

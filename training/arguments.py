@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Settings of `pyramid.py`: defaults, then the YAML file of `--config`, then the command line.
 
 YAML values reach the dataclasses unconverted, so every field is checked in `__post_init__`; a message names the

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Checkpoints that are whole or absent, so that a killed run goes on where it was.
 
 A checkpoint holds weights, optimiser, scheduler and random states of every rank, as accelerate saves them, and

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """From pairs to forward passes with little padding, and from their embeddings back to queries, targets, negatives."""
 
 from typing import NamedTuple

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The Modality Pyramid: which task each step trains (arXiv 2510.27571, section on the curriculum).
 
 At the start of every epoch a prober gives each task k a score R_k, the mean cosine of N_p of its positive pairs. The

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The contrastive objective of GVE (arXiv 2510.27571, eq. 1) as pure functions.
 
 Axes: B queries a rank, R ranks, N hard negatives a query, D embedding dimension. All embeddings are L2-normalised, so

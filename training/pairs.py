@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Training pairs: read once, media decoded once, batched without duplicates.
 
 A pairs repo has one config a task with the columns of `COLUMNS` (see the project's conventions). Its videos and images

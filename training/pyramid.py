@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Trains a General Video Embedder with the Modality Pyramid curriculum (arXiv 2510.27571).
 
 ```bash

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """What a training run leaves behind: the step log, the GVE repo with its record, and the push to the Hub."""
 
 import json

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The 16 datasets of UVRB, one `Task` each: what they ask, with which instruction and metric, at which published size.
 
 Every part of the project that needs such a fact (builders, runner, cards) takes it from here; the table itself is

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Page of the Space: abilities of scores given as JSON, beside published models. Run with `python app.py`."""
 
 import json

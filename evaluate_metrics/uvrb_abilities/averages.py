@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The averaging rule of UVRB (arXiv 2510.27571): from 16 dataset scores to 9 abilities and two averages. Plain Python.
 
 An ability is a mean of datasets or of other abilities, so a dataset's weight depends on how many share its ability.

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Scores by dataset that the GVE paper publishes (arXiv 2510.27571, table 1), to compare with. Plain Python.
 
 In code rather than in a data file, because `evaluate.load` fetches nothing but the modules that a metric imports.

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """`uvrb_abilities` for `evaluate.load`: a thin door to `averages.py` and the published scores."""
 
 import warnings

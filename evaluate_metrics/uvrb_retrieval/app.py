@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Page of the Space: metrics of ranked ids given as JSON. Run with `python app.py`."""
 
 import json

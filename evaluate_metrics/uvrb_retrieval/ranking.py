@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Retrieval metrics with binary relevance, from ranked ids or from embeddings. Needs NumPy only.
 
 Every metric here follows from one thing: the ranks at which a query's relevant documents stand. So both doors,

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Hand-worked cases of `uvrb_retrieval`: inputs of `compute` and some of what it must return."""
 
 test_cases = [

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """`uvrb_retrieval` for `evaluate.load`: a thin door to `ranking.py`, which holds every number."""
 
 import datasets

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Facts of UVRB: keys, order, abilities and metrics agree with each other and with the metric modules."""
 
 import doctest

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Fixtures of the runner's tests: the tiny benchmark and the stub model of `tiny_benchmark.py`."""
 
 import pytest

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Abilities: the paper's figures, hand-worked means, partial coverage and messages."""
 
 import math

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Retrieval metrics: closed forms, brute force, chance, ties, rows without a cosine, and every message."""
 
 import math

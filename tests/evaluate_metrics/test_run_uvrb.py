@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The runner on 16 tiny datasets: scores, shared corpora, resuming, skipped items, processes, messages."""
 
 import json

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The runner with a real GVE repo: a tiny random model that reads H.264 files, images and texts out of Parquet."""
 
 import io

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Both metric folders as a Space holds them: loaded by `evaluate`, alone, with card, cases and doctests."""
 
 import doctest

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """A benchmark of 16 tiny datasets on disk, and a stub model repo that is loaded as a real one.
 
 The "videos" and "images" are bytes that end in a number; the stub's vector of an item is a direction of its own for

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The proof hides the project, finds folders and names, and says in one line what is missing."""
 
 import subprocess

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """What can go wrong before and while pushing ends in one clear line, and nothing is pushed halfway."""
 
 from pathlib import Path

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Cards: valid metadata, figures that come from the run, and one clear line where something is missing."""
 
 import json

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """The model: pooling, padding, the clock, the fast vision path, starting from a backbone, and encoding."""
 
 import copy

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Inputs: the chat layout, real clocks, limits on tokens, and truncation that spares visual and pooled tokens."""
 
 import numpy as np

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Saved repos: bit-equal after reloading, by class or with trust_remote_code in a process that does not know us."""
 
 import os

@@ -1,4 +1,3 @@
-# Copyright 2025 The GVE project. Licensed under the Apache License, Version 2.0.
 """Reading videos and images: uniform frames, real clocks, every accepted form, and messages of what cannot be read."""
 
 import io
