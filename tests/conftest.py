@@ -1,6 +1,5 @@
 """Fixtures of all tests: a tiny random Qwen2.5-VL, a tiny tokenizer with Qwen's special tokens, a rendered video."""
 
-import json
 import os
 
 
@@ -10,22 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from rendering import draw_frames, write_video
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from modeling_gve import GVEConfig, GVEModel, GVEProcessor
-
-
-SPECIAL_TOKENS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
+from training.base_model import SPECIAL_TOKENS, train_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,19 +23,8 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tokenizer():
     """Byte-level BPE with a few merges, so that any string can be encoded."""
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learner.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     texts = ["system user assistant You are a helpful assistant. a red square moves to the left"] * 9
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    model = json.loads(learner.to_str())["model"]
-    return Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(merge) for merge in model["merges"]],
-        additional_special_tokens=SPECIAL_TOKENS[1:],
-    )
+    return train_tokenizer(texts, vocab_size=320)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ Not in the paper: all sizes. GVE starts from Qwen2.5-VL-3B/7B; this model is wha
 Patches of 7 pixels keep motion visible: 8 frames of 56 x 56 give 4 x 4 tokens for each pair of frames, 64 for a video.
 """
 
+import json
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Qwen2_5_VLConfig,
@@ -54,28 +56,25 @@ def build_tokenizer(prompts=(), vocab_size=768, n_scenes=4000):
         rng = generator("tokenizer", i)
         film = Film((draw_scene(rng, test=False, camera=0.5, two_moves=i % 2 == 0),))
         texts += [describe(rng, film, style).text for style in STYLES_OF_TEXT]
+    return train_tokenizer(texts, vocab_size)
+
+
+def train_tokenizer(texts, vocab_size):
+    """Byte-level BPE with Qwen's special tokens, which follow the `vocab_size` learned ones."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.decoder = decoders.ByteLevel()
-    learner.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        ),
-    )
-    import json
-
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
+    return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=[tuple(merge) for merge in model["merges"]],
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         chat_template=CHAT_TEMPLATE,
         model_max_length=8192,
     )
-    return tokenizer
 
 
 def build_processor(tokenizer):
@@ -92,7 +91,7 @@ def build_processor(tokenizer):
 
 
 def build_config(tokenizer):
-    """Qwen2.5-VL at 1.6M parameters, with an untied head's place tied to the embeddings."""
+    """Qwen2.5-VL at 1.6M parameters, its head tied to the token embeddings."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
