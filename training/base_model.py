@@ -1,4 +1,4 @@
-"""The parts of `gve-mini-base` before any training: a Qwen2.5-VL of 1.6M parameters, its tokenizer and its processors.
+"""The parts of `gve-mini-base` before any training: a Qwen2.5-VL of 1.7M parameters, its tokenizer and its processors.
 
 Not in the paper: all sizes. GVE starts from Qwen2.5-VL-3B/7B; this model is what two cores can pretrain from nothing.
 Patches of 7 pixels keep motion visible: 8 frames of 56 x 56 give 4 x 4 tokens for each pair of frames, 64 for a video.
@@ -91,7 +91,7 @@ def build_processor(tokenizer):
 
 
 def build_config(tokenizer):
-    """Qwen2.5-VL at 1.6M parameters, its head tied to the token embeddings."""
+    """Qwen2.5-VL at 1.7M parameters, its head tied to the token embeddings."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
@@ -110,7 +110,7 @@ def build_config(tokenizer):
             "use_sliding_window": False,
         },
         vision_config={
-            "depth": 3,
+            "depth": 4,
             "hidden_size": 96,
             "intermediate_size": 256,
             "num_heads": 4,
@@ -119,7 +119,7 @@ def build_config(tokenizer):
             "temporal_patch_size": 2,
             "spatial_merge_size": 2,
             "window_size": FRAME_SIDE,
-            "fullatt_block_indexes": [0, 1, 2],
+            "fullatt_block_indexes": [0, 1, 2, 3],
             "tokens_per_second": 2,
         },
         image_token_id=ids["<|image_pad|>"],

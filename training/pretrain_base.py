@@ -6,14 +6,13 @@ ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch --multi_gpu --num_pr
     training/pretrain_base.py --output_dir build/gve-mini-base
 ```
 
-Next-token loss on captions only. One sample is a dialogue about one film or picture: up to three captions in different
-styles, so that the vision tower is paid for once; or, without pictures, one text rewritten in another style.
-Foundations come first: single things at rest, then events, then several scenes. Not in the paper: all of it (its base
-came pretrained).
+Next-token loss on captions, and beside it dense grounding of the visual tokens (`grounding.py`). One sample is a
+dialogue about one film or picture: up to three captions in different styles, so that the vision tower is paid for
+once; or, without pictures, one text rewritten in another style. Foundations come first: single things at rest, then
+events, then several scenes. Not in the paper: all of it (its base came pretrained).
 """
 
 import json
-import math
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
+from torch import nn
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 from trl import TrlParser
@@ -34,6 +34,7 @@ from dataset_builders.mini.texts import describe
 from dataset_builders.mini.world import FPS, Film, draw_scene, generator
 from modeling_gve.modeling_gve import batch_equal_windows
 from training.base_model import FRAME_SIDE, build_config, build_processor, build_tokenizer
+from training.grounding import GroundingHead, cover, targets
 
 
 NUM_FRAMES = 8
@@ -69,11 +70,13 @@ KINDS = ("first", "scene", "story", "long")
 @dataclass
 class PretrainingArguments:
     output_dir: str = field(default="build/gve-mini-base", metadata={"help": "Where the model goes."})
-    steps: int = field(default=3200, metadata={"help": "The learning rate falls to zero by the last."})
+    steps: int = field(default=3200, metadata={"help": "The learning rate is zero by the last."})
     films: int = field(default=20000, metadata={"help": "Distinct rendered films, kept as frames in memory."})
     batch_size: int = field(default=16, metadata={"help": "Dialogues a step and process."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak, after the warm-up."})
     warmup_steps: int = 100
+    decay_ratio: float = field(default=0.25, metadata={"help": "Share of the steps over which the rate falls."})
+    grounding_weight: float = field(default=0.3, metadata={"help": "Of the dense loss, beside 1 for captions."})
     seed: int = 42
     cache_dir: str = field(default="build/cache/pretraining", metadata={"help": "Rendered frames, reused."})
 
@@ -91,34 +94,35 @@ def draw_film(i, seed):
 
 
 def sample_frames(film):
-    """Eight uniform frames as the model sees them: `(8, 3, 56, 56)` uint8."""
+    """Eight uniform frames as the model sees them, `(8, 3, 56, 56)` uint8, and what their tokens show, `(8, 16)`."""
     times = frame_times(film)
-    picked = np.round(np.linspace(0, len(times) - 1, NUM_FRAMES)).astype(int)
-    frames = torch.from_numpy(np.stack([render_frame(*times[i]) for i in picked])).permute(0, 3, 1, 2)
-    return tvf.resize(
-        frames, [FRAME_SIDE, FRAME_SIDE], interpolation=tvf.InterpolationMode.BICUBIC, antialias=True
-    ).numpy()
+    times = [times[i] for i in np.round(np.linspace(0, len(times) - 1, NUM_FRAMES)).astype(int)]
+    frames = torch.from_numpy(np.stack([render_frame(*time) for time in times])).permute(0, 3, 1, 2)
+    frames = tvf.resize(frames, [FRAME_SIDE, FRAME_SIDE], interpolation=tvf.InterpolationMode.BICUBIC, antialias=True)
+    return frames.numpy(), np.stack([cover(*time) for time in times])
 
 
 def _render_range(bounds):
     torch.set_num_threads(1)
     seed, start, stop = bounds
-    return np.stack([sample_frames(draw_film(i, seed)[1]) for i in range(start, stop)])
+    return [np.stack(parts) for parts in zip(*(sample_frames(draw_film(i, seed)[1]) for i in range(start, stop)))]
 
 
 def rendered_frames(arguments):
-    """All films' frames `(films, 8, 3, 56, 56)` uint8, rendered once and kept on disk."""
-    path = Path(arguments.cache_dir) / f"frames-{arguments.seed}-{arguments.films}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """All films' frames `(films, 8, 3, 56, 56)` and covers `(films, 8, 16)`, rendered once and kept on disk."""
+    name = f"{arguments.seed}-{arguments.films}.npy"
+    paths = [Path(arguments.cache_dir) / f"{kind}-{name}" for kind in ("frames", "covers")]
+    if not all(path.exists() for path in paths):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
         step = 100
         jobs = [(arguments.seed, i, min(i + step, arguments.films)) for i in range(0, arguments.films, step)]
         with ProcessPoolExecutor(processes()) as pool:
             parts = list(tqdm(pool.map(_render_range, jobs), total=len(jobs), desc="rendering", unit="x100"))
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.concatenate(parts))
-        os.replace(temporary, path)
-    return np.load(path, mmap_mode="r")
+        for path, arrays in zip(paths, zip(*parts)):
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, np.concatenate(arrays))
+            os.replace(temporary, path)
+    return [np.load(path, mmap_mode="r") for path in paths]
 
 
 def told(film):
@@ -129,8 +133,8 @@ def told(film):
 class Dialogues:
     """Turns films into token ids, labels and patches."""
 
-    def __init__(self, arguments, processor, frames):
-        self.arguments, self.processor, self.frames = arguments, processor, frames
+    def __init__(self, arguments, processor, frames, covers):
+        self.arguments, self.processor, self.frames, self.covers = arguments, processor, frames, covers
         self.tokenizer = processor.tokenizer
         self.video_id = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
         self.image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -147,7 +151,7 @@ class Dialogues:
         return (0.7, 0.3, 0.0, 0.0, 0.0) if done < 0.08 else (0.08, 0.6, 0.12, 0.08, 0.12)
 
     def sample(self, rng, kind, triple):
-        """One dialogue: `(ids, labels, frames or None, seconds between frames, "video" | "image" | None)`."""
+        """One dialogue: `(ids, labels, frames or None, seconds between frames, "video" | "image" | None, targets)`."""
         medium = None
         if kind < 4:
             i = int(rng.choice(self.by_kind[kind]))
@@ -169,7 +173,10 @@ class Dialogues:
             ids += head + tail
             labels += [-100] * len(head) + tail
         frames = None if medium is None else self.frames[i][:1] if medium == "image" else self.frames[i]
-        return ids, labels, frames, (film.frames - 1) / (NUM_FRAMES - 1) / FPS, medium
+        dense = (
+            targets(film.scenes[0], self.covers[i], medium == "image") if medium and len(film.scenes) == 1 else None
+        )
+        return ids, labels, frames, (film.frames - 1) / (NUM_FRAMES - 1) / FPS, medium, dense
 
     def turns(self, rng, film, kind, medium, triple):
         """Questions and answers of a dialogue: `[(prompt, caption)]`."""
@@ -213,12 +220,37 @@ class Dialogues:
             inputs["second_per_grid_ts"] = torch.tensor([2 * row[3] for row in rows if row[4] == "video"])
         if images:
             inputs |= self.processor.image_processor(images=images, return_tensors="pt")
+        # The model sees pictures before videos; so do the targets.
+        dense = [row[5] for medium in ("image", "video") for row in rows if row[4] == medium and row[5] is not None]
+        if dense:
+            inputs["shown"], inputs["whole"] = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*dense))
         return inputs
 
 
-def learning_rate_factor(step, steps, warmup_steps):
-    """Linear warm-up, then cosine."""
-    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+class GroundedCaptioner(nn.Module):
+    """The captioner and the head that reads its visual tokens."""
+
+    def __init__(self, captioner, weight):
+        super().__init__()
+        self.captioner, self.weight = captioner, weight
+        self.head = GroundingHead(captioner.config.vision_config.out_hidden_size)
+        self.tokens = []
+        captioner.model.visual.register_forward_hook(lambda *call: self.tokens.append(call[-1].pooler_output))
+
+    def forward(self, shown=None, whole=None, **inputs):
+        """Both losses' weighted sum, the captions' loss, and the grounding's or None."""
+        self.tokens.clear()
+        captions = self.captioner(**inputs, use_cache=False).loss
+        if shown is None:
+            return captions, captions, None
+        grounding = self.head(torch.cat(self.tokens), shown, whole)
+        return captions + self.weight * grounding, captions, grounding
+
+
+def learning_rate_factor(step, arguments):
+    """Linear warm-up, constant, linear fall to zero."""
+    left = (arguments.steps - step) / (arguments.decay_ratio * arguments.steps)
+    return min(1.0, (step + 1) / arguments.warmup_steps, left)
 
 
 def save(model, processor, folder, record):
@@ -238,18 +270,18 @@ def main(arguments):
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     set_seed(arguments.seed)
     with accelerator.main_process_first():
-        frames = rendered_frames(arguments)
+        frames, covers = rendered_frames(arguments)
     tokenizer = build_tokenizer([SYSTEM, *PROMPTS.values()] + ["user\n", "assistant\n", "system\n"])
     processor = build_processor(tokenizer)
-    model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
-    batch_equal_windows(model.model.visual)
-    dialogues = Dialogues(arguments, processor, frames)
+    model = GroundedCaptioner(Qwen2_5_VLForConditionalGeneration(build_config(tokenizer)), arguments.grounding_weight)
+    batch_equal_windows(model.captioner.model.visual)
+    dialogues = Dialogues(arguments, processor, frames, covers)
     optimizer = torch.optim.AdamW(
         model.parameters(), arguments.learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
     )
     model.train()
     checkpoint = Path(f"{arguments.output_dir}.checkpoint.pt")
-    step, smooth, history = 0, None, []
+    step, history, smooth = 0, [], {"captions": None, "grounding": None}
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -259,19 +291,20 @@ def main(arguments):
     bar = tqdm(total=arguments.steps, initial=step, desc="captioning", disable=not accelerator.is_main_process)
     while step < arguments.steps:
         batch = dialogues.batch(step, step / arguments.steps, accelerator.process_index)
-        loss = prepared(**batch, use_cache=False).loss
+        loss, *parts = prepared(**batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        factor = learning_rate_factor(step, arguments.steps, arguments.warmup_steps)
-        optimizer.param_groups[0]["lr"] = arguments.learning_rate * factor
+        optimizer.param_groups[0]["lr"] = arguments.learning_rate * learning_rate_factor(step, arguments)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        for name, part in zip(smooth, parts):
+            if part is not None:
+                smooth[name] = part.item() if smooth[name] is None else 0.98 * smooth[name] + 0.02 * part.item()
         step += 1
         bar.update()
-        bar.set_postfix(loss=f"{smooth:.4f}")
+        bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items() if value is not None})
         if step % 50 == 0:
-            history.append({"step": step, "loss": round(smooth, 4)})
+            history.append({"step": step} | {name: round(value, 4) for name, value in smooth.items() if value})
         if step % 200 == 0 and accelerator.is_main_process:
             state = {
                 "model": model.state_dict(),
@@ -284,7 +317,7 @@ def main(arguments):
             os.replace(f"{checkpoint}.tmp", checkpoint)
     record = {"arguments": {k: v for k, v in vars(arguments).items() if "dir" not in k}, "history": history}
     if accelerator.is_main_process:
-        save(model, processor, arguments.output_dir, record)
+        save(model.captioner, processor, arguments.output_dir, record)
         checkpoint.unlink(missing_ok=True)
     accelerator.end_training()
 

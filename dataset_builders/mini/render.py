@@ -143,16 +143,18 @@ _Y, _X = (np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) + 0.5) - SIDE / 2
 _VIGNETTE = np.clip(1.3 - np.hypot(_X, _Y) / 60, 0.3, 1.0).astype(np.float32)[..., None]
 
 
-def render_frame(scene: Scene, time: float):
-    """One picture of the scene at `time` (0 to 1): `(SIDE, SIDE, 3)` uint8."""
+def view(scene, time):
+    """World coordinates `x, y` of each pixel `(SIDE, SIDE)`, as the camera sees them at `time`."""
     dx, dy, zoom, roll = camera_at(scene, time)
     cos, sin = np.cos(roll, dtype=np.float32), np.sin(roll, dtype=np.float32)
     x = (cos * _X - sin * _Y) / np.float32(zoom) + np.float32(dx)
     y = (sin * _X + cos * _Y) / np.float32(zoom) + np.float32(dy)
-    picture = background(scene.theme, scene.seed)[
-        np.rint(y).astype(np.int32) % TILE, np.rint(x).astype(np.int32) % TILE
-    ]
-    for thing, (cx, cy, scale, angle) in zip(scene.things, things_at(scene, time)):
+    return x, y
+
+
+def painted(scene, time, x, y):
+    """For each shape, back to front: the thing's index, the flat indices of its pixels, their `u`, `v`, its radius."""
+    for i, (thing, (cx, cy, scale, angle)) in enumerate(zip(scene.things, things_at(scene, time))):
         radius = (GROUP_RADIUS if thing.count > 1 else RADIUS[thing.size]) * scale
         cos, sin = np.cos(angle, dtype=np.float32), np.sin(angle, dtype=np.float32)
         for j in range(thing.count):
@@ -161,16 +163,34 @@ def render_frame(scene: Scene, time: float):
             near = (np.abs(u) < 1.3) & (np.abs(v) < 1.3)
             u, v = u[near], v[near]
             u, v = cos * u + sin * v, cos * v - sin * u
-            paint = np.empty((len(u), 3), np.float32)
-            paint[:] = COLOURS[thing.colour]
-            pixels = radius * 1.0  # textures keep their width in pixels, so that they stay visible on small things
-            if thing.texture == "striped":
-                paint[((v * pixels) % 8) < 3.2] = 250
-            elif thing.texture == "dotted":
-                paint[np.hypot((u * pixels) % 8 - 4, (v * pixels) % 8 - 4) < 2.2] = 250
             inside = shape_mask(thing.shape, u, v)
-            where = np.flatnonzero(near)[inside]
-            picture.reshape(-1, 3)[where] = paint[inside]
+            yield i, np.flatnonzero(near)[inside], u[inside], v[inside], radius
+
+
+def owners(scene, time):
+    """Which thing each pixel shows: `(SIDE, SIDE)` int8, -1 for the background."""
+    owner = np.full(SIDE * SIDE, -1, np.int8)
+    for i, where, *_ in painted(scene, time, *view(scene, time)):
+        owner[where] = i
+    return owner.reshape(SIDE, SIDE)
+
+
+def render_frame(scene: Scene, time: float):
+    """One picture of the scene at `time` (0 to 1): `(SIDE, SIDE, 3)` uint8."""
+    x, y = view(scene, time)
+    picture = background(scene.theme, scene.seed)[
+        np.rint(y).astype(np.int32) % TILE, np.rint(x).astype(np.int32) % TILE
+    ]
+    for i, where, u, v, radius in painted(scene, time, x, y):
+        thing = scene.things[i]
+        paint = np.empty((len(u), 3), np.float32)
+        paint[:] = COLOURS[thing.colour]
+        pixels = radius * 1.0  # textures keep their width in pixels, so that they stay visible on small things
+        if thing.texture == "striped":
+            paint[((v * pixels) % 8) < 3.2] = 250
+        elif thing.texture == "dotted":
+            paint[np.hypot((u * pixels) % 8 - 4, (v * pixels) % 8 - 4) < 2.2] = 250
+        picture.reshape(-1, 3)[where] = paint
     if scene.style == "dim":
         picture = picture * 0.6
     elif scene.style == "misty":
