@@ -9,7 +9,6 @@ Not in the paper: all of it (its base came pretrained).
 """
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -94,16 +93,3 @@ class GroundingHead(nn.Module):
             if (classes >= 0).any():
                 loss = loss + F.cross_entropy(logits, classes)
         return loss
-
-    @torch.no_grad()
-    def right(self, tokens, shown, whole):
-        """Share of right readings: of the attributes of tokens that show something, and of each whole."""
-        shown_logits, *whole_logits = self.linear(tokens).split([N_SHOWN, *WHOLE.values()], dim=-1)
-        sizes = [*map(len, SHOWN.values()), len(ACTIONS)]
-        scores = {}
-        for name, logits, truth in zip([*SHOWN, "action"], shown_logits.split(sizes, -1), shown.split(sizes, -1)):
-            one = truth.sum(-1) == 1  # tokens that show exactly one value have one right answer
-            scores[name] = (logits.argmax(-1) == truth.argmax(-1))[one].float().mean().item()
-        for name, logits, classes in zip(WHOLE, whole_logits, whole.unbind(-1)):
-            scores[name] = (logits.argmax(-1) == classes)[classes >= 0].float().mean().item()
-        return scores

@@ -77,6 +77,7 @@ class PretrainingArguments:
     warmup_steps: int = 100
     decay_ratio: float = field(default=0.25, metadata={"help": "Share of the steps over which the rate falls."})
     grounding_weight: float = field(default=0.3, metadata={"help": "Of the dense loss, beside 1 for captions."})
+    save_steps: int = field(default=200, metadata={"help": "Steps from checkpoint to checkpoint."})
     seed: int = 42
     cache_dir: str = field(default="build/cache/pretraining", metadata={"help": "Rendered frames, reused."})
 
@@ -305,7 +306,7 @@ def main(arguments):
         bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items() if value is not None})
         if step % 50 == 0:
             history.append({"step": step} | {name: round(value, 4) for name, value in smooth.items() if value})
-        if step % 200 == 0 and accelerator.is_main_process:
+        if step % arguments.save_steps == 0 and accelerator.is_main_process:
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
