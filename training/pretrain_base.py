@@ -9,7 +9,9 @@ ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 accelerate launch --multi_gpu --num_pr
 Next-token loss on captions, and beside it dense grounding of the visual tokens (`grounding.py`). One sample is a
 dialogue about one film or picture: up to three captions in different styles, so that the vision tower is paid for
 once; or, without pictures, one text rewritten in another style. Foundations come first: single things at rest, then
-events, then several scenes. Not in the paper: all of it (its base came pretrained).
+events, then several scenes. Captions leave the camera, motions and textures unread; in the middle of the training half
+of the batches are therefore frame pairs for the vision tower alone. Not in the paper: all of it (its base came
+pretrained).
 """
 
 import json
@@ -34,7 +36,7 @@ from dataset_builders.mini.texts import describe
 from dataset_builders.mini.world import FPS, Film, draw_scene, generator
 from modeling_gve.modeling_gve import batch_equal_windows
 from training.base_model import FRAME_SIDE, build_config, build_processor, build_tokenizer
-from training.grounding import GroundingHead, cover, targets
+from training.grounding import GRID, GroundingHead, cover, targets
 
 
 NUM_FRAMES = 8
@@ -70,8 +72,8 @@ KINDS = ("first", "scene", "story", "long")
 @dataclass
 class PretrainingArguments:
     output_dir: str = field(default="build/gve-mini-base", metadata={"help": "Where the model goes."})
-    steps: int = field(default=3200, metadata={"help": "The learning rate is zero by the last."})
-    films: int = field(default=20000, metadata={"help": "Distinct rendered films, kept as frames in memory."})
+    steps: int = field(default=4600, metadata={"help": "The learning rate is zero by the last."})
+    films: int = field(default=30000, metadata={"help": "Distinct rendered films, kept as frames in memory."})
     batch_size: int = field(default=16, metadata={"help": "Dialogues a step and process."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak, after the warm-up."})
     warmup_steps: int = 100
@@ -147,9 +149,28 @@ class Dialogues:
     def ids(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def mixture(self, done):
-        """Shares of (first, scene, story, long, text only) when the share `done` of the training is over."""
-        return (0.7, 0.3, 0.0, 0.0, 0.0) if done < 0.08 else (0.08, 0.6, 0.12, 0.08, 0.12)
+    def mixture(self, step):
+        """Shares of (first, scene, story, long, text only, frame pairs) at a step."""
+        done = step / self.arguments.steps
+        if done < 0.0869:
+            return 0.7, 0.3, 0.0, 0.0, 0.0, 0.0
+        shares = np.array([0.08, 0.6, 0.12, 0.08, 0.12, 0.0])
+        return 0.5 * shares + [0, 0, 0, 0, 0, 0.5] if 0.3913 <= done < 0.75 else shares
+
+    def frame_pairs(self, rng, size):
+        """A batch for the vision tower alone: two neighbouring frames each, and what their tokens show."""
+        batch = []
+        for i, k in zip(rng.choice(np.concatenate(self.by_kind[:2]), size), rng.integers(NUM_FRAMES // 2, size=size)):
+            scene = draw_film(int(i), self.arguments.seed)[1].scenes[0]
+            dense = [part.reshape(NUM_FRAMES // 2, GRID**2, -1)[k] for part in targets(scene, self.covers[i], False)]
+            batch.append((torch.from_numpy(np.array(self.frames[i, 2 * k : 2 * k + 2])), *dense))
+        videos, shown, whole = zip(*batch)
+        inputs = self.processor.video_processor(videos=list(videos), do_sample_frames=False, return_tensors="pt")
+        return {
+            **inputs,
+            "shown": torch.from_numpy(np.concatenate(shown)),
+            "whole": torch.from_numpy(np.concatenate(whole)),
+        }
 
     def sample(self, rng, kind, triple):
         """One dialogue: `(ids, labels, frames or None, seconds between frames, "video" | "image" | None, targets)`."""
@@ -197,13 +218,15 @@ class Dialogues:
         asked = f"{describe(rng, film, source).text} {PROMPTS[style]}"
         return asked, describe(rng, film, style).text
 
-    def batch(self, step, done, rank):
+    def batch(self, step, rank):
         rng = generator("batch", self.arguments.seed, step)  # the same kind on all ranks
         # One kind a batch: mixed lengths would be mostly padding.
-        kind = int(rng.choice(5, p=self.mixture(done)))
+        kind = int(rng.choice(len(KINDS) + 2, p=self.mixture(step)))
         size = self.arguments.batch_size // (2 if kind == KINDS.index("long") else 1)
         triple = TRIPLES[int(rng.integers(len(TRIPLES)))]
         rng = generator("batch", self.arguments.seed, step, rank)
+        if kind > len(KINDS):
+            return self.frame_pairs(rng, 4 * size)
         rows = [self.sample(rng, kind, triple) for _ in range(size)]
         length = max(len(row[0]) for row in rows)
         pad = self.tokenizer.pad_token_id
@@ -239,8 +262,12 @@ class GroundedCaptioner(nn.Module):
         captioner.model.visual.register_forward_hook(lambda *call: self.tokens.append(call[-1].pooler_output))
 
     def forward(self, shown=None, whole=None, **inputs):
-        """Both losses' weighted sum, the captions' loss, and the grounding's or None."""
+        """Both losses' weighted sum, the captions' loss or None, and the grounding's or None."""
         self.tokens.clear()
+        if "input_ids" not in inputs:
+            self.captioner.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+            grounding = self.head(torch.cat(self.tokens), shown, whole)
+            return self.weight * grounding, None, grounding
         captions = self.captioner(**inputs, use_cache=False).loss
         if shown is None:
             return captions, captions, None
@@ -291,7 +318,7 @@ def main(arguments):
     prepared = accelerator.prepare_model(model)
     bar = tqdm(total=arguments.steps, initial=step, desc="captioning", disable=not accelerator.is_main_process)
     while step < arguments.steps:
-        batch = dialogues.batch(step, step / arguments.steps, accelerator.process_index)
+        batch = dialogues.batch(step, accelerator.process_index)
         loss, *parts = prepared(**batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
