@@ -17,6 +17,9 @@ from training.curriculum import SCHEDULES
 from training.losses import check_temperature
 
 
+TRACKERS = ("trackio", "tensorboard", "wandb")
+
+
 def _check_number(settings, name, low, high, integer=False, optional=False):
     value = getattr(settings, name)
     if optional and value is None:
@@ -45,7 +48,7 @@ def _check_text(settings, name, optional=False):
         raise ValueError(f"{name} must be a text{' or null' if optional else ''}, got {value!r}")
 
 
-def _by_task(name, entries, tasks, low):
+def _by_task(name, entries, tasks, low, integer=True):
     """`{task: number}` from a YAML mapping or from `task=number` words of the command line."""
     if isinstance(entries, dict):
         pairs = list(entries.items())
@@ -57,12 +60,29 @@ def _by_task(name, entries, tasks, low):
     for task, number in pairs:
         if task not in tasks:
             raise ValueError(f"{name} names the task {task!r}, which is not among tasks: {', '.join(tasks)}")
-        if isinstance(number, str) and number.isdigit():
-            number = int(number)
-        if isinstance(number, bool) or not isinstance(number, int) or number < low:
-            raise ValueError(f"{name} of {task} must be a whole number of at least {low}, got {number!r}")
+        if isinstance(number, str):
+            number = _number(number, integer)
+        kinds = int if integer else (int, float)
+        if isinstance(number, bool) or not isinstance(number, kinds) or not number >= low:
+            kind = "a whole number" if integer else "a number"
+            raise ValueError(f"{name} of {task} must be {kind} of at least {low}, got {number!r}")
         numbers[task] = number
     return numbers
+
+
+def _number(word, integer):
+    """The number that a word of the command line spells, or the word."""
+    try:
+        return int(word) if integer else float(word)
+    except ValueError:
+        return word
+
+
+def _check_texts(settings, name):
+    value = getattr(settings, name)
+    valid = isinstance(value, list) and value and all(isinstance(each, str) and each for each in value)
+    if not valid or len(set(value)) < len(value):
+        raise ValueError(f"{name} must be a list of different names, got {value!r}")
 
 
 @dataclass
@@ -76,9 +96,41 @@ class ModelArguments:
     prober: str | None = field(
         default=None,
         metadata={
-            "help": "Embedder with `encode(items)` that scores the tasks before the first epoch: folder or Hub name. "
-            "Null: the starting weights themselves. Later epochs are probed by the weights that ended the last one."
+            "help": "Embedder that scores the tasks before the first epoch: folder or Hub name of a GVE repo, a model "
+            "with `encode(items)` or a sentence-transformers model. Null: the starting weights themselves. Later "
+            "epochs are probed by the weights that ended the last one."
         },
+    )
+    method: Literal["full", "lora"] = field(
+        default="full", metadata={"help": "`lora`: adapters on the language model (the paper). `full`: its weights."}
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters (the paper: 16)."})
+    lora_alpha: float = field(default=32, metadata={"help": "Their scale (the paper: 32)."})
+    lora_dropout: float = field(default=0.1, metadata={"help": "Dropout before them (the paper: 0.1)."})
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"],
+        metadata={"help": "Linear layers of the language model that get one (the paper's six; o_proj is not one)."},
+    )
+    quantization: str | None = field(
+        default=None,
+        metadata={"help": "`4bit` or `8bit`: pack the base under LoRA by bitsandbytes; or null."},
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "Of the starting weights. Full training wants float32."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Such as flash_attention_2. Null: transformers' choice."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations again in the backward pass instead of keeping them."}
+    )
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Keep the vision tower as it is (the paper: frozen); saves its backward pass."}
+    )
+    freeze_embeddings: bool = field(
+        # The paper freezes them; so does LoRA. A small model trained in full needs them.
+        default=False,
+        metadata={"help": "Keep the token embeddings in full training."},
     )
     num_frames: int = field(
         default=8,
@@ -90,8 +142,20 @@ class ModelArguments:
     def __post_init__(self):
         _check_text(self, "model")
         _check_text(self, "prober", optional=True)
-        for name in ("num_frames", "max_tokens_per_frame", "max_length"):
+        for name in ("num_frames", "max_tokens_per_frame", "max_length", "lora_rank"):
             _check_number(self, name, 1, float("inf"), integer=True)
+        _check_choice(self, "method", ("full", "lora"))
+        _check_choice(self, "dtype", ("float32", "bfloat16"))
+        _check_number(self, "lora_alpha", 1e-6, float("inf"))
+        _check_number(self, "lora_dropout", 0, 1)
+        _check_texts(self, "lora_targets")
+        _check_text(self, "attn_implementation", optional=True)
+        for name in ("gradient_checkpointing", "freeze_vision", "freeze_embeddings"):
+            _check_flag(self, name)
+        if self.quantization is not None:
+            _check_choice(self, "quantization", ("4bit", "8bit"))
+            if self.method != "lora":
+                raise ValueError("quantization packs weights that do not learn: it needs method lora")
 
     def input_limits(self):
         """Arguments of `GVEModel.from_backbone`."""
@@ -112,6 +176,26 @@ class DataArguments:
         metadata={"help": "Configs of the repo; each is one task of the curriculum."},
     )
     max_pairs: int | None = field(default=None, metadata={"help": "Read at most so many pairs a task (debugging)."})
+    task_pairs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Pairs a task in the mixture, {webvid-t2v: 5400000}: at most so many are read."},
+    )
+    task_upsampling: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Factors on the P(k) of tasks, {t2v: 2}, under any schedule; an epoch grows with them."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the pairs window by window instead of all before the first step. See streaming.py."},
+    )
+    window_pairs: int = field(
+        # Not in the paper: wide enough that few pairs are left over at a window's end.
+        default=8192,
+        metadata={"help": "Pairs of a task that streaming holds, and shuffles, at a time."},
+    )
+    loader_workers: int = field(
+        default=0, metadata={"help": "Processes that prepare batches ahead of the steps. 0: the training process."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Queries a rank and step (the paper: 32 or 64)."})
     hard_negatives: int = field(
         default=1, metadata={"help": "Hard negatives a query (N), where its row has them (the paper: 0 to 3)."}
@@ -136,12 +220,22 @@ class DataArguments:
         valid = isinstance(self.tasks, list) and all(isinstance(task, str) and task for task in self.tasks)
         if not valid or not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks must be a list of different config names of the pairs repo, got {self.tasks!r}")
+        self.task_pairs = _by_task("task_pairs", self.task_pairs, self.tasks, low=2)
+        self.task_upsampling = _by_task("task_upsampling", self.task_upsampling, self.tasks, low=0, integer=False)
+        _check_flag(self, "streaming")
+        _check_number(self, "window_pairs", 2, float("inf"), integer=True)
+        _check_number(self, "loader_workers", 0, 256, integer=True)
         _check_number(self, "max_pairs", 1, float("inf"), integer=True, optional=True)
         _check_number(self, "batch_size", 2, 65536, integer=True)
         _check_number(self, "hard_negatives", 0, 64, integer=True)
         self.task_batch_size = _by_task("task_batch_size", self.task_batch_size, self.tasks, low=2)
         self.task_hard_negatives = _by_task("task_hard_negatives", self.task_hard_negatives, self.tasks, low=0)
         _check_flag(self, "distinct_in_batch")
+
+    def max_pairs_of(self, task):
+        """Most pairs of a task that are read, or None."""
+        limits = [limit for limit in (self.max_pairs, self.task_pairs.get(task)) if limit is not None]
+        return min(limits, default=None)
 
     def batch_size_of(self, task):
         """Queries a rank and step of a task (B)."""
@@ -167,8 +261,15 @@ class TrainingArguments:
     steps_per_epoch: int | None = field(
         default=None, metadata={"help": "Null: the number of pairs over the number of queries a step."}
     )
-    schedule: Literal["pyramid", "uniform"] = field(
-        default="pyramid", metadata={"help": "`pyramid`: P(k) ~ exp(R_k / sigma). `uniform`: every task alike."}
+    schedule: Literal["pyramid", "reversed", "uniform", "proportional", "temperature"] = field(
+        default="pyramid",
+        metadata={
+            "help": "`pyramid`: P(k) ~ exp(R_k / sigma) (the paper). `reversed`: hard tasks first. `uniform`: all "
+            "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha."
+        },
+    )
+    sampling_alpha: float = field(
+        default=0.5, metadata={"help": "Exponent of the `temperature` schedule: 0 is uniform, 1 proportional."}
     )
     sigma_min: float = field(default=0.1, metadata={"help": "The scheduler's temperature in the first epoch."})
     sigma_max: float = field(default=1.0, metadata={"help": "The scheduler's temperature in the last epoch."})
@@ -185,8 +286,14 @@ class TrainingArguments:
         default=0.1, metadata={"help": "Mask candidates that outscore the positive by more than this; or null."}
     )
     cross_device_negatives: bool = field(default=True, metadata={"help": "Contrast with the other ranks' batches."})
-    freeze_vision: bool = field(
-        default=True, metadata={"help": "Keep the vision tower as it is (the paper: frozen); saves its backward pass."}
+    symmetric: bool = field(default=True, metadata={"help": "Both directions of the loss; false leaves out y -> q."})
+    matryoshka_dims: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Also train these prefixes of the embedding, such as [512, 128]. Not in the paper."},
+    )
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Gradient caching: most items in one forward pass. Null: off, as in the paper's run."},
     )
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW (the paper: 3e-5)."})
     min_learning_rate_ratio: float = field(
@@ -201,8 +308,38 @@ class TrainingArguments:
         default=None,
         metadata={"help": "Threads of a process on a CPU. Null: its share of the cores (accelerate would set 1)."},
     )
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Trackers of Accelerate: trackio, tensorboard, wandb."}
+    )
+    negative_corpus: str | None = field(
+        default=None,
+        metadata={"help": "Corpus to mine hard negatives from with the prober: folder or Hub name; see mine.py."},
+    )
+    mine_top_k: int = field(
+        # Not in the paper: it gives no number. Twice what a step takes at most, so that passes vary.
+        default=6,
+        metadata={"help": "Mined hard negatives kept a query; a step takes hard_negatives of them."},
+    )
+    mine_margin: float = field(
+        # Not in the paper: as the authors' false-negative mask, but from below.
+        default=0.0,
+        metadata={"help": "A mined negative scores less than the positive by at least this cosine."},
+    )
+    mine_relative_margin: float = field(
+        # Not in the paper: NV-Retriever's TopK-PercPos at 95%.
+        default=0.95,
+        metadata={"help": "A mined negative scores at most this share of the positive's cosine."},
+    )
+    mine_every_epoch: bool = field(
+        default=False, metadata={"help": "Mine again at each epoch's start, with that epoch's prober."}
+    )
     save_steps: int = field(default=100, metadata={"help": "Steps between checkpoints; each epoch's end has one too."})
     save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept."})
+    plan: bool = field(default=False, metadata={"help": "Print what the recipe needs, and train nothing."})
+    plan_devices: int = field(default=32, metadata={"help": "For plan: GPUs (the paper: 32 x A100 80GB)."})
+    plan_pairs_per_second: float | None = field(
+        default=None, metadata={"help": "For plan: measured pairs a second and GPU. Null: estimated from FLOPs."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Start anew although run_dir has checkpoints."})
     push_to_hub: bool = field(default=False, metadata={"help": "Push output_dir when training has ended."})
     hub_model_id: str | None = field(default=None, metadata={"help": "Hub name to push to, such as org/gve-mini."})
@@ -223,6 +360,9 @@ class TrainingArguments:
             ("weight_decay", 0, 10),
             ("adam_beta2", 0, 1),
             ("max_grad_norm", 1e-6, infinity),
+            ("sampling_alpha", 0, 1),
+            ("mine_margin", 0, 2),
+            ("mine_relative_margin", 0, 1),
         ):
             _check_number(self, name, low, high)
         for name, low in (("epochs", 1), ("probe_pairs", 1), ("seed", 0), ("save_steps", 1), ("save_total_limit", 1)):
@@ -231,8 +371,24 @@ class TrainingArguments:
         _check_number(self, "cpu_threads", 1, 1024, integer=True, optional=True)
         _check_number(self, "mask_identical", 0, 2, optional=True)
         _check_number(self, "mask_margin", 0, 2, optional=True)
-        for name in ("cross_device_negatives", "freeze_vision", "overwrite", "push_to_hub"):
+        _check_number(self, "micro_batch_size", 1, infinity, integer=True, optional=True)
+        _check_number(self, "mine_top_k", 1, 1024, integer=True)
+        _check_number(self, "plan_devices", 1, infinity, integer=True)
+        _check_number(self, "plan_pairs_per_second", 1e-6, infinity, optional=True)
+        for name in ("cross_device_negatives", "symmetric", "mine_every_epoch", "plan", "overwrite", "push_to_hub"):
             _check_flag(self, name)
+        _check_text(self, "negative_corpus", optional=True)
+        if self.mine_every_epoch and self.negative_corpus is None:
+            raise ValueError("mine_every_epoch needs negative_corpus, a corpus to mine from")
+        for name in ("matryoshka_dims", "report_to"):
+            if not isinstance(getattr(self, name), list):
+                raise ValueError(f"{name} must be a list, got {getattr(self, name)!r}")
+        for size in self.matryoshka_dims:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"matryoshka_dims must be whole numbers of at least 1, got {size!r}")
+        for tracker in self.report_to:
+            if tracker not in TRACKERS:
+                raise ValueError(f"report_to must be among {', '.join(TRACKERS)}, got {tracker!r}")
         _check_text(self, "hub_model_id", optional=True)
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id, such as org/gve-mini")
@@ -240,7 +396,8 @@ class TrainingArguments:
 
 # What a resumed run may change: where and how often things are written, not what is computed.
 FREE_SETTINGS = {"output_dir", "run_dir", "cpu_threads", "save_steps", "save_total_limit", "overwrite"}
-FREE_SETTINGS |= {"push_to_hub", "hub_model_id"}
+FREE_SETTINGS |= {"push_to_hub", "hub_model_id", "report_to", "loader_workers", "plan"}
+FREE_SETTINGS |= {"plan_devices", "plan_pairs_per_second"}
 
 
 class _Parser(TrlParser):

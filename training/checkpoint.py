@@ -1,8 +1,8 @@
 """Checkpoints that are whole or absent, so that a killed run goes on where it was.
 
-A checkpoint holds weights, optimiser, scheduler and random states of every rank, as accelerate saves them, and
-`progress.json`: step, position in each task's data, the curriculum's history, the settings. It is written under a
-temporary name and renamed last.
+A checkpoint holds the weights that learn, optimiser, scheduler and random states of every rank, as accelerate saves
+them, and `progress.json`: step, position in each task's data, the curriculum's history, the settings. It is written
+under a temporary name and renamed last.
 """
 
 import json
@@ -10,8 +10,13 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
+from training.weights import trained_state
+
 
 PREFIX = "checkpoint-"
+TRAINED = "trained.safetensors"
 
 
 def checkpoints(run_dir):
@@ -47,6 +52,28 @@ def save_checkpoint(accelerator, run_dir, progress, keep):
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def save_trained_weights_only(accelerator):
+    """Leave frozen weights out of checkpoints: a resumed run has them from where it started.
+
+    For ranks that hold whole models; sharded ones save through their own library.
+    """
+
+    def save(models, weights, folder):
+        for model in models:
+            tensors = trained_state(accelerator.unwrap_model(model))
+            if accelerator.is_main_process:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / TRAINED)
+        weights.clear()  # accelerate saves what is left here
+
+    def load(models, folder):
+        while models:
+            model = accelerator.unwrap_model(models.pop())
+            model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def load_checkpoint(accelerator, path):

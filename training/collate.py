@@ -9,6 +9,7 @@ from modeling_gve import PreparedItem
 from modeling_gve.video_gve import mean_spacing
 
 
+TEXTS_REMEMBERED = 200_000  # lengths of texts, which come again in the next pass over the pairs
 # Fixed cost of one more forward and backward pass, in tokens: what splitting a batch by length has to save. Of the
 # order of gve-mini's on a CPU; another figure costs time, never correctness.
 TOKENS_A_PASS = 128
@@ -36,39 +37,42 @@ class PairCollator:
 
     Args:
         processor (`GVEProcessor`): chat layout, patches, padding.
-        store ([`FrameStore`]): decoded media.
+        store ([`FrameStore`], *optional*): decoded media; every method takes another one in its place.
     """
 
-    def __init__(self, processor, store):
+    def __init__(self, processor, store=None):
         self.processor, self.store = processor, store
         self._text_lengths = {}
 
-    def item(self, side, instruction=None):
+    def item(self, side, instruction=None, store=None):
         """A side as `GVEModel.encode` takes it; no instruction means the default system text."""
+        store = self.store if store is None else store
         item = {"text": side.text, "instruction": instruction}
         if side.image is not None:
-            item["image"] = self.store[side.image].frames[0]
+            item["image"] = store[side.image].frames[0]
         if side.video is not None:
-            item["video"] = self.store[side.video]
+            item["video"] = store[side.video]
         return {name: value for name, value in item.items() if value is not None}
 
-    def prepare(self, side, instruction=None):
+    def prepare(self, side, instruction=None, store=None):
         """A side as `GVEProcessor.collate` takes it."""
+        store = self.store if store is None else store
         prepared = PreparedItem(self.processor.instruction if instruction is None else instruction, side.text or "")
         if side.image is not None:
-            prepared.image = self.store[side.image].frames[0]
+            prepared.image = store[side.image].frames[0]
         if side.video is not None:
-            prepared.frames, times = self.store[side.video]
+            prepared.frames, times = store[side.video]
             prepared.spacing = mean_spacing(times)
         return prepared
 
-    def batch(self, pairs, negatives, num_negatives):
+    def batch(self, pairs, negatives, num_negatives, store=None):
         """Join the sides of a batch.
 
         Args:
             pairs (list of [`Pair`]): B pairs.
             negatives (list of list of [`Side`]): at most N for each pair.
             num_negatives (`int`): N.
+            store ([`FrameStore`], *optional*): of their media.
 
         Returns:
             [`PairBatch`]
@@ -82,20 +86,27 @@ class PairCollator:
             for slot, side in enumerate(sides):
                 negative_places[row, slot] = places.setdefault((side, None), len(places))
                 valid[row, slot] = True
-        items = [self.prepare(side, instruction) for side, instruction in places]
+        items = [self.prepare(side, instruction, store) for side, instruction in places]
         return PairBatch(items, torch.tensor(query_places), torch.tensor(target_places), negative_places, valid)
 
-    def forward_groups(self, items):
+    def forward_groups(self, items, micro_batch_size=None):
         """Split items into forward passes of like length.
 
         Args:
             items (list of `PreparedItem`): in any order.
+            micro_batch_size (`int`, *optional*): most items a pass.
 
         Returns:
             `tuple` of a list of `BatchFeature`, one a pass, and a `torch.LongTensor` of shape `(len(items),)`: where
             each item's row stands in the concatenated outputs.
         """
         groups = split_by_length(self._lengths(items))
+        if micro_batch_size is not None:
+            groups = [
+                group[start : start + micro_batch_size]
+                for group in groups
+                for start in range(0, len(group), micro_batch_size)
+            ]
         features = [self.processor.collate([items[index] for index in group]) for group in groups]
         return features, torch.from_numpy(np.argsort(np.concatenate(groups)))
 
@@ -103,6 +114,9 @@ class PairCollator:
         """Tokens of each item, less those that all have."""
         texts = {text for item in items for text in (item.instruction, item.text)} - self._text_lengths.keys()
         if texts:
+            if len(self._text_lengths) > TEXTS_REMEMBERED:
+                self._text_lengths.clear()
+                texts = {text for item in items for text in (item.instruction, item.text)}
             encoded = self.processor.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
             self._text_lengths.update(zip(texts, map(len, encoded)))
         texts = [self._text_lengths[item.instruction] + self._text_lengths[item.text] for item in items]

@@ -2,8 +2,9 @@
 
 At the start of every epoch a prober gives each task k a score R_k, the mean cosine of N_p of its positive pairs. The
 epoch's tasks are drawn with P(k) proportional to exp(R_k / sigma), and sigma rises linearly over the epochs from 0.1
-to 1.0: well-aligned tasks first, all tasks nearly alike at the end. The `uniform` schedule draws every task alike and
-exists for ablations.
+to 1.0: well-aligned tasks first, all tasks nearly alike at the end. The other schedules exist to be compared with it:
+`reversed` draws P(k) proportional to exp(-R_k / sigma), hard tasks first; `uniform` draws every task alike;
+`proportional` by the task's number of pairs n_k; `temperature` by n_k to the power of `sampling_alpha`.
 
 Everything here is a function of the settings, the seed and the R_k, so that all ranks draw the same task and a resumed
 run draws what the uninterrupted one would have drawn.
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 
-SCHEDULES = ("pyramid", "uniform")
+SCHEDULES = ("pyramid", "reversed", "uniform", "proportional", "temperature")
 
 
 def sigma_at(epoch, epochs, sigma_min=0.1, sigma_max=1.0):
@@ -59,6 +60,20 @@ def task_probabilities(relevance, sigma):
     return weights / weights.sum()
 
 
+def size_probabilities(sizes, alpha):
+    """P(k) proportional to n_k ** alpha: 1 draws in proportion to size, 0 draws all alike.
+
+    Args:
+        sizes (sequence of `int`): pairs of each task, > 0.
+        alpha (`float`): from 0 to 1.
+
+    Returns:
+        `np.ndarray` of shape `(K,)`, float64, sums to 1.
+    """
+    weights = np.asarray(sizes, dtype=np.float64) ** alpha
+    return weights / weights.sum()
+
+
 def probe_sample(task, size, count, seed):
     """Rows of a task that the prober scores: `min(count, size)` different ones, sorted, drawn once for all epochs.
 
@@ -91,14 +106,32 @@ class Curriculum:
     Args:
         tasks (`list[str]`): their order is part of the draw.
         epochs, steps_per_epoch (`int`): length of the run.
-        schedule (`str`, defaults to `"pyramid"`): `"pyramid"` or `"uniform"`.
+        schedule (`str`, defaults to `"pyramid"`): one of `SCHEDULES`.
         sigma_min, sigma_max (`float`): see [`sigma_at`].
         seed (`int`): the same seed and R_k give the same draws.
+        sizes (`dict[str, int]`, *optional*): pairs of each task, for the schedules that go by size.
+        sampling_alpha (`float`, defaults to 0.5): exponent of the `temperature` schedule.
+        upsampling (`dict[str, float]`, *optional*): factors on the unnormalised P(k) of some tasks, in any schedule.
     """
 
-    def __init__(self, tasks, epochs, steps_per_epoch, schedule="pyramid", sigma_min=0.1, sigma_max=1.0, seed=42):
+    def __init__(
+        self,
+        tasks,
+        epochs,
+        steps_per_epoch,
+        schedule="pyramid",
+        sigma_min=0.1,
+        sigma_max=1.0,
+        seed=42,
+        sizes=None,
+        sampling_alpha=0.5,
+        upsampling=None,
+    ):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        if schedule in ("proportional", "temperature") and sizes is None:
+            raise ValueError(f"schedule {schedule} needs sizes, the number of pairs of each task")
+        self.sizes, self.sampling_alpha, self.upsampling = sizes, sampling_alpha, upsampling or {}
         self.tasks = list(tasks)
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.schedule, self.sigma_min, self.sigma_max, self.seed = schedule, sigma_min, sigma_max, seed
@@ -118,9 +151,10 @@ class Curriculum:
             raise ValueError(f"epoch {len(self.history)} starts next, got {epoch}")
         sigma = sigma_at(epoch, self.epochs, self.sigma_min, self.sigma_max)
         scores = [relevance[task] for task in self.tasks]
-        probabilities = task_probabilities(scores, sigma)
-        if self.schedule == "uniform":
-            probabilities = np.full(len(self.tasks), 1 / len(self.tasks))
+        probabilities = self._probabilities(scores, sigma)
+        if self.upsampling:
+            probabilities = probabilities * [self.upsampling.get(task, 1.0) for task in self.tasks]
+            probabilities /= probabilities.sum()
         plan = EpochPlan(
             epoch,
             sigma,
@@ -129,6 +163,16 @@ class Curriculum:
         )
         self.history.append(plan)
         return plan
+
+    def _probabilities(self, scores, sigma):
+        if self.schedule == "pyramid":
+            return task_probabilities(scores, sigma)
+        if self.schedule == "reversed":
+            return task_probabilities([-score for score in scores], sigma)
+        if self.schedule == "uniform":
+            return np.full(len(self.tasks), 1 / len(self.tasks))
+        alpha = 1.0 if self.schedule == "proportional" else self.sampling_alpha
+        return size_probabilities([self.sizes[task] for task in self.tasks], alpha)
 
     def draws(self, epoch):
         """The tasks of a started epoch, one a step, drawn from its probabilities by a generator of its own."""

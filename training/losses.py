@@ -137,6 +137,7 @@ def symmetric_info_nce(
     identical_tolerance=1e-5,
     margin=0.1,
     gather=gather_with_grad,
+    symmetric=True,
 ):
     """Symmetric InfoNCE over in-batch, cross-device and hard negatives (arXiv 2510.27571, eq. 1).
 
@@ -151,6 +152,7 @@ def symmetric_info_nce(
         identical_tolerance, margin (`float`, *optional*): see [`false_negatives`]; both rules hold in both directions.
         gather (`Callable`, defaults to [`gather_with_grad`]): joins the ranks' rows; `lambda rows: rows` keeps to this
             rank's negatives.
+        symmetric (`bool`, defaults to `True`): False leaves the direction y -> q out of the loss, for ablations.
 
     Returns:
         [`ContrastiveOutput`]. The mean of the ranks' losses is the loss of the joined batch.
@@ -190,10 +192,9 @@ def symmetric_info_nce(
         positive_scores = forward_scores.gather(1, positives[:, None])
         rivals = forward_scores.masked_fill(forward_mask.scatter(1, positives[:, None], True), float("-inf"))
 
-    loss = 0.5 * (
-        info_nce(forward_scores, positives, temperature, forward_mask)
-        + info_nce(backward_scores, positives, temperature, backward_mask)
-    )
+    loss = info_nce(forward_scores, positives, temperature, forward_mask)
+    if symmetric:
+        loss = 0.5 * (loss + info_nce(backward_scores, positives, temperature, backward_mask))
     return ContrastiveOutput(
         loss=loss,
         positive_score=positive_scores.mean(),
@@ -201,6 +202,36 @@ def symmetric_info_nce(
         negative_gap=(rivals - positive_scores).max(),
         masked=masked / possible.clamp(min=1),
     )
+
+
+def matryoshka_info_nce(queries, targets, negatives=None, negatives_valid=None, dims=(), **settings):
+    """The objective at full size, or its mean over prefixes of the embeddings (Matryoshka, arXiv 2205.13147).
+
+    Args:
+        queries, targets, negatives, negatives_valid: see [`symmetric_info_nce`].
+        dims (sequence of `int`): sizes of the prefixes, each cut off and L2-normalised anew, all of equal weight
+            beside the full size. None: the full size alone.
+        settings: further arguments of [`symmetric_info_nce`].
+
+    Returns:
+        [`ContrastiveOutput`]: the mean loss; all else at full size.
+
+    Raises:
+        ValueError: a prefix is not shorter than the embeddings.
+    """
+    full = symmetric_info_nce(queries, targets, negatives, negatives_valid, **settings)
+    if not dims:
+        return full
+    longest = max(dims)
+    if longest >= queries.shape[1]:
+        raise ValueError(f"matryoshka_dims must be below the embedding's {queries.shape[1]}, got {longest}")
+    losses = [full.loss]
+    for size in dims:
+        cut = [
+            None if rows is None else F.normalize(rows[..., :size], dim=-1) for rows in (queries, targets, negatives)
+        ]
+        losses.append(symmetric_info_nce(*cut, negatives_valid, **settings).loss)
+    return full._replace(loss=torch.stack(losses).mean())
 
 
 def _check_shapes(queries, targets, negatives, negatives_valid):

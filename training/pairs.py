@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_gve.video_gve import VideoFrames, decode_video, load_image
+from training.curriculum import probe_sample
 
 
 SIDES = tuple(f"{side}_{kind}" for side in ("query", "target") for kind in ("text", "image", "video"))
@@ -225,7 +226,7 @@ def read_pairs(repo, task, split, store, max_pairs=None, progress=False):
         # Arrow format leaves media undecoded: structs of bytes and path.
         for table in rows.with_format("arrow").iter(ROWS_AT_ONCE):
             chunk = table.to_pylist()
-            _read_chunk(task, bar.n, chunk, store, pairs, skipped)
+            read_chunk(task, bar.n, chunk, store, pairs, skipped)
             bar.update(len(chunk))
     if not pairs:
         detail = f"; the first: {skipped[0].reason}" if skipped else ""
@@ -233,7 +234,7 @@ def read_pairs(repo, task, split, store, max_pairs=None, progress=False):
     return pairs, skipped
 
 
-def _read_chunk(task, first, chunk, store, pairs, skipped):
+def read_chunk(task, first, chunk, store, pairs, skipped):
     """Append the pairs of consecutive rows, decoding their media together."""
     raw = {(number, name): side for number, row in enumerate(chunk, first) for name, side in _raw_sides(row).items()}
     reasons, encoded = {}, {}
@@ -288,6 +289,22 @@ def _file_bytes(medium):
         return None, f"{path}: {error.strerror}"
 
 
+class Drawn(NamedTuple):
+    """This rank's part of a batch.
+
+    Attributes:
+        pairs (list of [`Pair`]): B of them.
+        negatives (list of list of [`Side`]): at most N for each pair.
+        store ([`FrameStore`]): holds their media.
+        cursor (`dict`, *optional*): where a stream that cannot be indexed goes on; plain values.
+    """
+
+    pairs: list
+    negatives: list
+    store: FrameStore
+    cursor: dict | None = None
+
+
 class PairStream:
     """Endless batches of one task; batch i is a function of the settings, the seed and i.
 
@@ -304,18 +321,53 @@ class PairStream:
         distinct (`bool`, defaults to `True`): no source, query or target twice in the batch of all ranks.
             # Not in the paper: it masks duplicates by their scores only.
         rank, world_size (`int`): this process among all.
+        store ([`FrameStore`], *optional*): holds the pairs' media.
 
     Raises:
         ValueError: not one batch can be made.
     """
 
-    def __init__(self, task, pairs, batch_size, hard_negatives, seed, distinct=True, rank=0, world_size=1):
+    def __init__(self, task, pairs, batch_size, hard_negatives, seed, distinct=True, rank=0, world_size=1, store=None):
         self.task, self.pairs, self.batch_size, self.hard_negatives = task, pairs, batch_size, hard_negatives
+        self.store = store
+        self.mined = {}  # from place in `pairs` to sides; where a pair is listed, they replace its own negatives
         self._seed, self._distinct, self._rank, self._total = seed, distinct, rank, batch_size * world_size
         self._next_pass, self._first, self._batches = 0, 0, []
 
+    def __len__(self):
+        return len(self.pairs)
+
+    def digest(self):
+        """Bytes that tell the content of the pairs apart."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            digest.update(repr(tuple(pair)).encode())
+        return digest.digest()
+
+    def probe_pairs(self, count, seed):
+        """Pairs that the prober scores, the same at every call, and the store of their media."""
+        return [self.pairs[row] for row in probe_sample(self.task, len(self.pairs), count, seed)], self.store
+
+    def seek(self, cursor):
+        """Go on from a cursor; this stream needs none, batches are found by their number."""
+
+    def draw(self, index):
+        """This rank's part of batch `index`, with negatives: [`Drawn`]."""
+        rows, number_of_pass = self._rows(index)
+        negatives = [self.negatives_of(row, number_of_pass) for row in rows]
+        return Drawn([self.pairs[row] for row in rows], negatives, self.store)
+
     def batch(self, index):
         """This rank's part of batch `index`: `tuple` of the list of [`Pair`] and the number of the pass."""
+        rows, number_of_pass = self._rows(index)
+        return [self.pairs[row] for row in rows], number_of_pass
+
+    def negatives_of(self, row, number_of_pass):
+        """At most N hard negatives of a pair, mined ones before its own; another choice in each pass."""
+        negatives = self.mined.get(row, self.pairs[row].negatives)
+        return choose_negatives(negatives, self.hard_negatives, number_of_pass)
+
+    def _rows(self, index):
         if index < self._first:
             self._next_pass, self._first, self._batches = 0, 0, []
         while index >= self._first + len(self._batches):
@@ -323,53 +375,59 @@ class PairStream:
             self._batches = self._plan(self._next_pass)
             self._next_pass += 1
         rows = self._batches[index - self._first]
-        mine = rows[self._rank * self.batch_size : (self._rank + 1) * self.batch_size]
-        return [self.pairs[row] for row in mine], self._next_pass - 1
-
-    def negatives_of(self, pair, number_of_pass):
-        """At most N hard negatives of a pair; a different choice in each pass where there are more."""
-        available = len(pair.negatives)
-        count = min(self.hard_negatives, available)
-        first = number_of_pass * self.hard_negatives
-        return [pair.negatives[(first + offset) % available] for offset in range(count)]
+        return rows[self._rank * self.batch_size : (self._rank + 1) * self.batch_size], self._next_pass - 1
 
     def _plan(self, number_of_pass):
         generator = np.random.default_rng([self._seed, zlib.crc32(self.task.encode()), number_of_pass])
         order = generator.permutation(len(self.pairs)).tolist()
-        batches = self._distinct_batches(order) if self._distinct else self._plain_batches(order)
+        batches = plan_batches(self.pairs, order, self._total, self._distinct)
         if not batches:
-            kind = "distinct pairs" if self._distinct else "pairs"
-            raise ValueError(
-                f"task {self.task!r} has {len(self.pairs)} pairs, too few {kind} for one batch of {self._total} over "
-                f"all ranks: lower task_batch_size of {self.task}"
-            )
+            raise too_few_pairs(self.task, len(self.pairs), self._total, self._distinct)
         return batches
 
-    def _plain_batches(self, order):
-        stop = len(order) - len(order) % self._total
-        return [order[start : start + self._total] for start in range(0, stop, self._total)]
 
-    def _distinct_batches(self, order):
-        """Fill batches in order; a pair that clashes with its batch waits for the next one."""
-        batches, waiting = [], order
-        while len(waiting) >= self._total:
-            rows, taken, deferred = [], set(), []
-            for place, row in enumerate(waiting):
-                pair = self.pairs[row]
-                # The prefixes keep a source's name from equalling a side.
-                names = {("query", pair.query), ("target", pair.target)}
-                if pair.source_id is not None:
-                    names.add(("source", pair.source_id))
-                if names & taken:
-                    deferred.append(row)
-                    continue
-                rows.append(row)
-                taken |= names
-                if len(rows) == self._total:
-                    deferred += waiting[place + 1 :]
-                    break
-            if len(rows) < self._total:
+def choose_negatives(negatives, count, number_of_pass):
+    """At most `count` hard negatives; a different choice in each pass where there are more."""
+    available = len(negatives)
+    first = number_of_pass * count
+    return [negatives[(first + offset) % available] for offset in range(min(count, available))]
+
+
+def too_few_pairs(task, size, total, distinct):
+    """The error of a task that cannot fill one batch."""
+    kind = "distinct pairs" if distinct else "pairs"
+    return ValueError(
+        f"task {task!r} has {size} pairs, too few {kind} for one batch of {total} over all ranks: lower "
+        f"task_batch_size of {task}"
+    )
+
+
+def plan_batches(pairs, order, total, distinct):
+    """Rows of full batches of `total` pairs, taken in an order.
+
+    With `distinct`, no source, query or target comes twice in a batch: a pair that clashes waits for the next one.
+    """
+    if not distinct:
+        return [order[start : start + total] for start in range(0, len(order) - len(order) % total, total)]
+    batches, waiting = [], order
+    while len(waiting) >= total:
+        rows, taken, deferred = [], set(), []
+        for place, row in enumerate(waiting):
+            pair = pairs[row]
+            # The prefixes keep a source's name from equalling a side.
+            names = {("query", pair.query), ("target", pair.target)}
+            if pair.source_id is not None:
+                names.add(("source", pair.source_id))
+            if names & taken:
+                deferred.append(row)
+                continue
+            rows.append(row)
+            taken |= names
+            if len(rows) == total:
+                deferred += waiting[place + 1 :]
                 break
-            batches.append(rows)
-            waiting = deferred
-        return batches
+        if len(rows) < total:
+            break
+        batches.append(rows)
+        waiting = deferred
+    return batches

@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,9 +43,13 @@ class StepLog:
             self._file.flush()
 
 
-def save_repo(model, processor, output_dir, record):
-    """Write the GVE repo: weights, processor, the code that loads them, and `training_run.json`."""
-    model.save_pretrained(output_dir)
+def save_repo(model, processor, output_dir, record, state=None):
+    """Write the GVE repo: weights, processor, the code that loads them, and `training_run.json`.
+
+    Args:
+        state (`dict`, *optional*): the model's state dict, gathered from shards.
+    """
+    model.save_pretrained(output_dir, state_dict=state)
     processor.save_pretrained(output_dir)
     (Path(output_dir) / "training_run.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -70,6 +75,38 @@ def report_skipped(run):
         print(f"skipped {len(run.skipped)} unreadable sides of pairs, see {path}; the first: {first.reason}")
 
 
+def draw_curriculum(log, path):
+    """Plot R_k, P(k) and the share of the draws of each task by epoch.
+
+    Args:
+        log (`str` or `os.PathLike`): `log.jsonl` of a run.
+        path (`str` or `os.PathLike`): the picture to write.
+    """
+    import matplotlib  # slow to import, and needed at the end of a run only
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    records = [json.loads(line) for line in Path(log).read_text().splitlines()]
+    plans = [record for record in records if "probabilities" in record]
+    draws = [Counter() for _ in plans]
+    for record in records:
+        if "loss" in record:
+            draws[record["epoch"]][record["task"]] += 1
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    epochs = [plan["epoch"] + 1 for plan in plans]
+    for task in plans[0]["probabilities"]:
+        shares = [drawn[task] / max(drawn.total(), 1) for drawn in draws]
+        curves = ([plan["relevance"][task] for plan in plans], [plan["probabilities"][task] for plan in plans], shares)
+        for axis, values in zip(axes, curves):
+            axis.plot(epochs, values, marker="o", label=task)
+    for axis, title in zip(axes, ("R_k: mean cosine of the probe", "P(k)", "share of the steps")):
+        axis.set(title=title, xlabel="epoch", xticks=epochs)
+    axes[2].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def format_shares(probabilities):
     """`t2v 0.31, v2v 0.12` of probabilities by task."""
     return ", ".join(f"{task} {share:.2f}" for task, share in probabilities.items())
@@ -87,7 +124,7 @@ def training_record(run, outcome):
         "command": shlex.join(["accelerate", "launch", "training/pyramid.py", *sys.argv[1:]]),
         "summary": {
             "steps": outcome["step"],
-            "pairs": sum(len(stream.pairs) for stream in run.streams.values()),
+            "pairs": sum(len(stream) for stream in run.streams.values()),
             "sides of pairs that could not be read": len(run.skipped),
             "time": f"{outcome['seconds'] / 60:.1f} minutes, {processes} x {torch.get_num_threads()} threads",
             **{
@@ -98,6 +135,7 @@ def training_record(run, outcome):
         "settings": run.settings,
         "data": {"pairs": run.data.pairs, "skipped": len(run.skipped), "tasks": _task_records(run, outcome)},
         "curriculum": outcome["history"],
+        "warnings": outcome["warnings"],
         "seconds": outcome["seconds"],
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
@@ -106,7 +144,7 @@ def training_record(run, outcome):
 def _task_records(run, outcome):
     return {
         task: {
-            "pairs": len(stream.pairs),
+            "pairs": len(stream),
             "batches": outcome["batches"].get(task, 0),
             "batch_size": stream.batch_size,
             "hard_negatives": stream.hard_negatives,

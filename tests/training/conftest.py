@@ -4,7 +4,9 @@ import socket
 
 import pytest
 import torch
+import yaml
 from tiny_pairs import noise_image, noise_video, row, side, write_pairs
+from tiny_runs import STEPS
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 
@@ -41,6 +43,29 @@ def base_model(backbone_config, tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("base")
     Qwen2_5_VLForConditionalGeneration(backbone_config).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def recipe(pairs_repo, base_model, tmp_path_factory):
+    """A YAML recipe of a few steps."""
+    settings = {
+        "model": str(base_model),
+        "pairs": str(pairs_repo),
+        "tasks": ["t2t", "t2v", "i2v"],
+        "max_tokens_per_frame": 17,
+        "batch_size": 4,
+        "task_hard_negatives": {"t2v": 2},
+        "epochs": 3,
+        "steps_per_epoch": STEPS // 3,
+        "probe_pairs": 6,
+        "learning_rate": 0.002,
+        "cpu_threads": 1,
+        "save_steps": 2,
+        "mask_margin": None,
+    }
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 

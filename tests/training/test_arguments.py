@@ -29,6 +29,14 @@ def test_defaults_yaml_command_line(config):
     assert model.prober is None
 
 
+def test_the_shorter_of_two_limits_counts():
+    _, data, _ = parse_arguments(
+        ["--max_pairs", "50", "--task_pairs", "t2v=9", "t2i=99", "--task_upsampling", "t2v=1.5"]
+    )
+    assert [data.max_pairs_of(task) for task in ("t2v", "t2i", "t2t")] == [9, 50, 50]
+    assert data.task_upsampling == {"t2v": 1.5}
+
+
 def test_checkpoint_settings_leave_out_where_things_are_written(config):
     first = parse_arguments(["--output_dir", "a", "--save_steps", "5"])
     second = parse_arguments(["--output_dir", "b", "--save_steps", "9"])
@@ -48,7 +56,15 @@ def test_checkpoint_settings_leave_out_where_things_are_written(config):
         ("steps_per_epoch: 0", "steps_per_epoch must be a whole number of at least 1 or null, got 0"),
         ("batch_size: yes", "batch_size must be a whole number from 2 to 65536, got True"),
         ("overwrite: 1", "overwrite must be true or false, got 1"),
-        ("schedule: [pyramid]", "schedule must be one of pyramid, uniform"),
+        ("schedule: [pyramid]", "schedule must be one of pyramid, reversed, uniform, proportional, temperature"),
+        ("method: qlora", "method must be one of full, lora, got 'qlora'"),
+        ("quantization: 4bit", "quantization packs weights that do not learn: it needs method lora"),
+        ("quantization: 2bit", "quantization must be one of 4bit, 8bit, got '2bit'"),
+        ("lora_targets: []", "lora_targets must be a list of different names"),
+        ("task_upsampling: {t2v: -1}", "task_upsampling of t2v must be a number of at least 0, got -1"),
+        ("matryoshka_dims: [0]", "matryoshka_dims must be whole numbers of at least 1, got 0"),
+        ("report_to: [paper]", "report_to must be among trackio, tensorboard, wandb, got 'paper'"),
+        ("mine_every_epoch: true", "mine_every_epoch needs negative_corpus"),
         ("tasks: t2v", "tasks must be a list of different config names"),
         ("tasks: [t2v, t2v]", "tasks must be a list of different config names"),
         ("task_batch_size: {x2v: 8}", "task_batch_size names the task 'x2v', which is not among tasks"),

@@ -61,8 +61,35 @@ def test_uniform_schedule_logs_relevance_but_ignores_it():
     plan = curriculum.start_epoch(0, RELEVANCE)
     assert list(plan.probabilities.values()) == pytest.approx([1 / 3] * 3)
     assert plan.relevance == RELEVANCE
-    with pytest.raises(ValueError, match="schedule must be one of pyramid, uniform, got 'random'"):
+    with pytest.raises(ValueError, match="schedule must be one of pyramid, .*, got 'random'"):
         Curriculum(RELEVANCE, 1, 1, schedule="random")
+
+
+SIZES = {"t2t": 100, "t2v": 400, "v2v": 1600}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "proportional"}, [1 / 21, 4 / 21, 16 / 21]),
+        ({"schedule": "temperature", "sampling_alpha": 0.5}, [1 / 7, 2 / 7, 4 / 7]),
+        ({"schedule": "uniform", "upsampling": {"v2v": 2.0}}, [1 / 4, 1 / 4, 1 / 2]),
+        ({"schedule": "proportional", "upsampling": {"t2t": 4.0, "t2v": 0}}, [4 / 20, 0, 16 / 20]),
+    ],
+)
+def test_other_schedules_in_closed_form(settings, expected):
+    plan = Curriculum(RELEVANCE, 2, 10, sizes=SIZES, **settings).start_epoch(0, RELEVANCE)
+    assert list(plan.probabilities.values()) == pytest.approx(expected)
+
+
+def test_reversed_is_hard_tasks_first():
+    """P of the pyramid times P of its reversal is the same for every task."""
+    plans = [Curriculum(RELEVANCE, 2, 10, schedule=name).start_epoch(0, RELEVANCE) for name in ("pyramid", "reversed")]
+    products = [plans[0].probabilities[task] * plans[1].probabilities[task] for task in RELEVANCE]
+    assert products == pytest.approx([products[0]] * 3)
+    assert max(plans[1].probabilities, key=plans[1].probabilities.get) == "t2v"
+    with pytest.raises(ValueError, match="schedule proportional needs sizes"):
+        Curriculum(RELEVANCE, 2, 10, schedule="proportional")
 
 
 def test_restored_curriculum_goes_on_alike():

@@ -10,7 +10,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from training.losses import false_negatives, gather_with_grad, info_nce, symmetric_info_nce
+from training.losses import (
+    false_negatives,
+    gather_with_grad,
+    info_nce,
+    matryoshka_info_nce,
+    symmetric_info_nce,
+)
 
 
 def random_rows(*shape, seed=0):
@@ -55,6 +61,30 @@ def test_hard_negatives_reach_queries_and_leave_the_other_direction_whole():
     forward = info_nce(queries @ torch.cat([targets, negatives.flatten(0, 1)]).T, torch.arange(4), 0.1)
     assert with_negatives > without
     assert with_negatives.item() == pytest.approx((forward + backward).item() / 2)
+
+
+def test_one_direction_is_the_queries():
+    queries, targets, negatives = random_rows(4, 8), random_rows(4, 8, seed=1), random_rows(4, 2, 8, seed=2)
+    rules = {"temperature": 0.1, "identical_tolerance": None, "margin": None}
+    one = symmetric_info_nce(queries, targets, negatives, symmetric=False, **rules).loss
+    candidates = torch.cat([targets, negatives.flatten(0, 1)])
+    assert one.item() == pytest.approx(info_nce(queries @ candidates.T, torch.arange(4), 0.1).item())
+
+
+def test_matryoshka_is_the_mean_over_prefixes():
+    queries, targets, negatives = random_rows(4, 8), random_rows(4, 8, seed=1), random_rows(4, 2, 8, seed=2)
+    rules = {"temperature": 0.1, "margin": None}
+    output = matryoshka_info_nce(queries, targets, negatives, dims=[4, 2], **rules)
+    full = symmetric_info_nce(queries, targets, negatives, **rules)
+    prefixes = [
+        symmetric_info_nce(*(F.normalize(rows[..., :size], dim=-1) for rows in (queries, targets, negatives)), **rules)
+        for size in (4, 2)
+    ]
+    assert output.loss.item() == pytest.approx(sum(each.loss.item() for each in (full, *prefixes)) / 3)
+    assert output.positive_score == full.positive_score
+    assert matryoshka_info_nce(queries, targets, negatives, **rules).loss == full.loss
+    with pytest.raises(ValueError, match="matryoshka_dims must be below the embedding's 8, got 8"):
+        matryoshka_info_nce(queries, targets, dims=[2, 8])
 
 
 def test_identical_embeddings_give_the_log_of_the_candidate_count():
@@ -142,7 +172,7 @@ def _rank(rank, world_size, port, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    assert dist.get_world_size() == 2
+    assert dist.get_world_size() == world_size
     weight = random_rows(6, 5, seed=9).requires_grad_()
     inputs = [each.chunk(world_size)[rank] for each in _joined_inputs()]
     output = _loss_of_a_linear_model(weight, inputs)
@@ -155,15 +185,16 @@ def _rank(rank, world_size, port, folder):
 
 
 def _joined_inputs():
-    return random_rows(8, 6, seed=3), random_rows(8, 6, seed=4), random_rows(8, 2, 6, seed=5)
+    return random_rows(12, 6, seed=3), random_rows(12, 6, seed=4), random_rows(12, 2, 6, seed=5)
 
 
-def test_two_ranks_equal_one_with_the_joined_batch(tmp_path, free_port):
-    mp.start_processes(_rank, (2, free_port, str(tmp_path)), nprocs=2, start_method="spawn")
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_equal_one_with_the_joined_batch(tmp_path, free_port, world_size):
+    mp.start_processes(_rank, (world_size, free_port, str(tmp_path)), nprocs=world_size, start_method="spawn")
     weight = random_rows(6, 5, seed=9).requires_grad_()
     loss = _loss_of_a_linear_model(weight, _joined_inputs()).loss
     loss.backward()
-    for rank in range(2):
+    for rank in range(world_size):
         saved = np.load(tmp_path / f"{rank}.npz")
         assert saved["loss"] == pytest.approx(loss.item(), rel=1e-12)
         np.testing.assert_allclose(saved["gradient"], weight.grad, rtol=1e-9, atol=1e-12)

@@ -1,62 +1,17 @@
 """The recipe as users run it: in processes of its own, killed, resumed, on two ranks, with mistakes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
+from tiny_runs import SCRIPT, STEPS, TWO_RANKS, environment, steps_of, words_of
 
 from training.pyramid import main
-
-
-ROOT = Path(__file__).parents[2]
-STEPS = 12
-
-
-def environment(**extra):
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | extra
-
-
-@pytest.fixture(scope="session")
-def recipe(pairs_repo, base_model, tmp_path_factory):
-    """A YAML recipe of a few steps."""
-    settings = {
-        "model": str(base_model),
-        "pairs": str(pairs_repo),
-        "tasks": ["t2t", "t2v", "i2v"],
-        "max_tokens_per_frame": 17,
-        "batch_size": 4,
-        "task_hard_negatives": {"t2v": 2},
-        "epochs": 3,
-        "steps_per_epoch": STEPS // 3,
-        "probe_pairs": 6,
-        "learning_rate": 0.002,
-        "cpu_threads": 1,
-        "save_steps": 2,
-        "mask_margin": None,
-    }
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
-def words_of(recipe, output_dir, *words):
-    return ["--config", str(recipe), "--output_dir", str(output_dir), *words]
-
-
-SCRIPT = [sys.executable, str(ROOT / "training/pyramid.py")]
-
-
-def steps_of(output_dir):
-    lines = (output_dir / "run/log.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "loss" in record]
 
 
 @pytest.fixture(scope="session")
@@ -161,12 +116,9 @@ def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
 
 def test_two_ranks_equal_one(recipe, tmp_path):
     """Two processes with batches of 2 learn what one process learns from the same batches of 4."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     words = [*SCRIPT[1:], *words_of(recipe, tmp_path / "two", "--batch_size", "2", "--epochs", "1")]
     env = environment(ACCELERATE_USE_CPU="true")
-    done = subprocess.run(
-        [*launch, "--main_process_port", "0", *words], env=env, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([*TWO_RANKS, *words], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "two/training_run.json").read_text())
     assert record["settings"]["world_size"] == 2

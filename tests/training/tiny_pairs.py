@@ -55,13 +55,13 @@ def row(query, target, negatives=(), instruction=None, source_id=None, task="t2v
     return sides | extra
 
 
-def write_pairs(folder, rows_by_task):
-    """A pairs repo with one Parquet file a task."""
+def write_pairs(folder, rows_by_task, rows_a_group=None):
+    """A pairs repo with one Parquet file a task, of row groups of a given size."""
     lines = ["---", "configs:"]
     for task, rows in rows_by_task.items():
         path = folder / task / "train-00000.parquet"
         path.parent.mkdir(parents=True)
-        Dataset.from_list(rows, features=FEATURES).to_parquet(path)
+        Dataset.from_list(rows, features=FEATURES).to_parquet(path, batch_size=rows_a_group)
         lines += [f"- config_name: {task}", "  data_files:", "  - split: train", f"    path: {task}/train-*.parquet"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     return folder

@@ -1,0 +1,129 @@
+"""Cached gradients against those of one pass over the whole batch, and dropout drawn alike in both passes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_pairs import noise_image, noise_video
+
+from modeling_gve import GVEModel
+from training.collate import PairCollator
+from training.gradcache import cached_step
+from training.losses import matryoshka_info_nce
+from training.pairs import FrameStore, Pair, Side
+
+
+BACKBONES = ["qwen2_5_vl"]  # a second one joins by its name here and a fixture `gve_config_<name>`
+KINDS = ["text", "image", "video", "mixed"]
+
+
+@pytest.fixture(params=BACKBONES)
+def trainee(request, gve_config, processor):
+    """A random model in float64, so that a wrong gradient shows, and its processor."""
+    if request.param != BACKBONES[0]:
+        gve_config = request.getfixturevalue(f"gve_config_{request.param}")
+        processor = request.getfixturevalue(f"processor_{request.param}")
+    torch.manual_seed(3)
+    return GVEModel(gve_config).double().train(), processor
+
+
+@pytest.fixture
+def collator(tmp_path, trainee):
+    store = FrameStore(tmp_path, trainee[1])
+    sizes = ((56, 56), (84, 56), (56, 112), (112, 84))
+    store.put([("video", noise_video(seed, 10, *size)) for seed, size in enumerate(sizes)])
+    store.put([("image", noise_image(seed, *size)) for seed, size in enumerate(sizes)])
+    store.seal()
+    return PairCollator(trainee[1], store)
+
+
+def pairs_of(kind, store):
+    """Four pairs with a negative each, whose media are of unlike sizes."""
+    videos, images = ([key for key in store._entries if key.startswith(name)] for name in ("video", "image"))
+    sides = {
+        "text": [Side(f"some words, number {index} " * (index + 1)) for index in range(4)],
+        "image": [Side(None, key) for key in images],
+        "video": [Side(None, None, key) for key in videos],
+    }
+    composed = Side("as here but red", images[0])
+    sides["mixed"] = [composed, sides["video"][1], sides["text"][2], Side("x", images[3], videos[0])]
+    return [
+        Pair(Side(f"query {index}"), side, (Side(f"other {index}"),), "Find it.", None)
+        for index, side in enumerate(sides[kind])
+    ]
+
+
+def full_groups(collator, batch):
+    return [dict(collator.processor.collate(batch.items))], torch.arange(len(batch.items))
+
+
+def doubled(group):
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in group.items()}
+
+
+def step(model, groups, places, batch, cached):
+    def loss_of(rows):
+        rows = rows[places]
+        return matryoshka_info_nce(
+            rows[batch.queries],
+            rows[batch.targets],
+            rows[batch.negatives],
+            batch.negatives_valid,
+            dims=[8],
+            margin=None,
+        )
+
+    def embed(group):
+        return model(**doubled(group)).embeddings
+
+    model.zero_grad()
+    if cached:
+        output = cached_step(embed, groups, loss_of, torch.Tensor.backward, torch.device("cpu"))
+    else:
+        output = loss_of(torch.cat([embed(group) for group in groups]))
+        output.loss.backward()
+    return output.loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_gradients_equal_those_of_the_full_batch(trainee, collator, kind):
+    model, _ = trainee
+    pairs = pairs_of(kind, collator.store)
+    batch = collator.batch(pairs, [pair.negatives for pair in pairs], 1)
+    groups, places = collator.forward_groups(batch.items, micro_batch_size=3)
+    assert max(len(group["input_ids"]) for group in groups) <= 3 < len(batch.items)
+    expected_loss, expected = step(model, *full_groups(collator, batch), batch, cached=False)
+    loss, gradients = step(model, groups, places, batch, cached=True)
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    assert gradients.keys() == expected.keys()
+    assert any("visual" in name for name in gradients) == (kind != "text")
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+    swapped = places.flip(0)  # rows of the wrong items do show
+    assert step(model, groups, swapped, batch, cached=True)[0] != pytest.approx(expected_loss, abs=1e-3)
+
+
+def test_dropout_is_drawn_alike_in_both_passes():
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Dropout(0.5)).double()
+    groups = list(torch.randn(3, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    seen = []
+
+    def embed(group):
+        seen.append(layer(group))
+        return seen[-1]
+
+    def loss_of(rows):
+        return SimpleNamespace(loss=(rows - 1).square().mean())
+
+    torch.manual_seed(1)
+    cached_step(embed, groups, loss_of, torch.Tensor.backward, torch.device("cpu"))
+    cached = layer[0].weight.grad.clone()
+    assert all(first.equal(second) for first, second in zip(seen[:3], seen[3:]))
+    state = torch.get_rng_state()
+
+    layer.zero_grad()
+    torch.manual_seed(1)
+    loss_of(torch.cat([layer(group) for group in groups])).loss.backward()
+    torch.testing.assert_close(cached, layer[0].weight.grad)
+    assert state.equal(torch.get_rng_state())

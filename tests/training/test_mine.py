@@ -1,0 +1,182 @@
+"""Hard negatives: the rules in small closed cases, ranks against one, the cache, and a run that mines."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from accelerate import Accelerator
+from tiny_pairs import noise_image, noise_video
+from tiny_runs import words_of
+
+from training.mine import Corpus, EmbeddingCache, MiningRules, embed_all, mine, read_corpus
+from training.pairs import FrameStore, Pair, Side
+from training.pyramid import main
+
+
+pytest.importorskip("faiss")
+ONE_RANK = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True, wait_for_everyone=lambda: None)
+
+
+def unit(*cosines):
+    """Rows of two dimensions with these cosines to (1, 0)."""
+    cosines = np.array(cosines, dtype=np.float32)
+    return np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
+
+
+def text_corpus(count, sources=None):
+    sides = [Side(f"text {index}") for index in range(count)]
+    return Corpus(sides, [set() if sources is None else {sources[index]} for index in range(count)], None, [])
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (MiningRules(9, 0.0, 1.0), [2, 3, 4, 5]),  # 0.9 and 0.85 outscore the positive's 0.8
+        (MiningRules(2, 0.0, 1.0), [2, 3]),
+        (MiningRules(9, 0.3, 1.0), [4, 5]),
+        (MiningRules(9, 0.0, 0.95), [3, 4, 5]),  # 0.78 is above 95 % of 0.8
+        (MiningRules(9, 0.0, 0.5), [4, 5]),
+    ],
+)
+def test_margins(rules, expected):
+    corpus, pair = text_corpus(6), Pair(Side("q"), Side("t"), (), None, None)
+    corpus_rows = unit(0.9, 0.85, 0.78, 0.7, 0.4, -0.5) * [[1, -1]]
+    rows = mine([pair], corpus, unit(1.0), unit(0.8), corpus_rows.astype(np.float32), rules, ONE_RANK)
+    assert rows == [expected]
+
+
+def test_contents_and_sources_of_the_positive_are_no_negatives():
+    corpus = text_corpus(5, ["film 0", "film 1", "film 0", "film 3", "film 4"])
+    pairs = [
+        Pair(Side("q"), Side("text 1"), (), None, "film 0"),
+        Pair(Side("q"), Side("text 4"), (), "other instruction", None),  # the same query has another answer
+    ]
+    corpus_rows = unit(0.5, 0.6, 0.55, 0.4, 0.3)
+    rows = mine(pairs, corpus, unit(1, 1), unit(0.9, 0.9), corpus_rows, MiningRules(9, 0, 1), ONE_RANK)
+    assert rows == [[3], [2, 0, 3]]
+
+
+def test_an_embedding_that_is_the_positives_is_no_negative():
+    corpus, pair = text_corpus(3), Pair(Side("q"), Side("t"), (), None, None)
+    positive, rows = unit(0.8), unit(0.8, 0.7, 0.6)
+    query = unit(0.99999)
+    assert mine([pair], corpus, query, positive, rows, MiningRules(9, 0.0, 1.0), ONE_RANK) == [[1, 2]]
+    assert mine([pair], corpus, query, positive, rows, MiningRules(9, 0.0, 1.0, None), ONE_RANK) == [[0, 1, 2]]
+
+
+def random_case():
+    generator = np.random.default_rng(0)
+
+    def rows(count):
+        drawn = generator.normal(size=(count, 8)).astype(np.float32)
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    pairs = [Pair(Side(f"q{index}"), Side(f"text {index}"), (), None, None) for index in range(40)]
+    corpus_rows = rows(301)
+    return pairs, text_corpus(301), rows(40), corpus_rows[:40], corpus_rows
+
+
+def _rank(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    pairs, corpus, queries, targets, rows = random_case()
+    found = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), accelerator)
+    calls = []
+
+    def embed(sides):
+        calls.append(len(sides))
+        return torch.tensor([[float(side.text[1:]), 1.0] for side, _ in sides])
+
+    cache = EmbeddingCache(folder, "prober")
+    embedded = embed_all([(pair.query, None) for pair in pairs], embed, cache, accelerator)
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump([found, sum(calls), embedded.tolist()], file)
+    accelerator.end_training()
+
+
+def test_two_ranks_mine_what_one_mines(tmp_path, free_port):
+    mp.start_processes(_rank, (free_port, str(tmp_path)), nprocs=2, start_method="spawn")
+    pairs, corpus, queries, targets, rows = random_case()
+    expected = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), ONE_RANK)
+    brute = queries @ rows.T
+    limits = (queries * targets).sum(1)
+    for row, found in enumerate(expected):
+        fits = [place for place in np.argsort(-brute[row]) if brute[row, place] <= limits[row] and place != row]
+        assert found == fits[:5]
+    saved = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert saved[0][0] == saved[1][0] == expected
+    assert [calls for _, calls, _ in saved] == [20, 20]  # each embeds its half
+    assert saved[0][2] == saved[1][2]
+
+
+def test_embeddings_are_kept_by_content(tmp_path):
+    sides = [(Side(f"{index}"), None) for index in range(5)]
+    embed = lambda sides: torch.tensor([[float(side.text) + 1, 1.0] for side, _ in sides])  # noqa: E731
+    rows = embed_all(sides, embed, EmbeddingCache(tmp_path, "prober"), ONE_RANK)
+    asked = []
+
+    def count(sides):
+        asked.extend(side.text for side, _ in sides)
+        return embed(sides)
+
+    again = embed_all([*sides, (Side("7"), None)], count, EmbeddingCache(tmp_path, "prober"), ONE_RANK)
+    assert asked == ["7"]
+    np.testing.assert_array_equal(again[:5], rows)
+    embed_all(sides, count, EmbeddingCache(tmp_path, "another"), ONE_RANK)
+    assert len(asked) == 6
+
+
+def write_corpus(folder):
+    """A corpus of a text, an image, a video, a composition and a broken video."""
+    from datasets import Dataset, Features, Image, Value, Video
+
+    def medium(data):
+        return {"bytes": data, "path": None}
+
+    rows = [
+        {"text": "words", "image": None, "video": None, "source_id": None},
+        {"text": None, "image": medium(noise_image(90)), "video": None, "source_id": None},
+        {"text": None, "image": None, "video": medium(noise_video(91)), "source_id": "film 3"},
+        {"text": "and", "image": medium(noise_image(92)), "video": None, "source_id": "film 4"},
+        {"text": None, "image": None, "video": medium(b"broken"), "source_id": None},
+    ]
+    features = Features({"text": Value("string"), "image": Image(), "video": Video(), "source_id": Value("string")})
+    folder.mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_corpus_of_all_modalities(tmp_path, processor):
+    corpus = read_corpus(str(write_corpus(tmp_path / "corpus")), "train", FrameStore(tmp_path / "cache", processor))
+    kinds = [tuple(kind for kind, value in side._asdict().items() if value) for side in corpus.sides]
+    assert kinds == [("text",), ("image",), ("video",), ("text", "image")]
+    assert corpus.sources == [set(), set(), {"film 3"}, {"film 4"}]
+    assert [each.row for each in corpus.skipped] == [4]
+    assert corpus.store[corpus.sides[2].video].frames.shape == (8, 56, 56, 3)
+    with pytest.raises(ValueError, match="no training pairs at"):
+        read_corpus(str(tmp_path / "nothing"), "train", FrameStore(tmp_path / "cache", processor))
+
+
+def test_a_run_mines_and_resumes_with_what_it_mined(recipe, tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus")
+    words = ["--negative_corpus", str(corpus), "--mine_relative_margin", "1", "--mine_every_epoch", "--epochs", "2"]
+    words += ["--hard_negatives", "2", "--steps_per_epoch", "2", "--save_steps", "1", "--save_total_limit", "9"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    main_words = words_of(recipe, whole, *words)
+    main(main_words)
+    progress = json.loads((whole / "run/checkpoint-00000003/progress.json").read_text())
+    assert any(progress["mined"].values())
+    (resumed / "run").mkdir(parents=True)
+    for name in ("cache", "checkpoint-00000003"):
+        (whole / "run" / name).rename(resumed / "run" / name)
+    capsys.readouterr()
+    main(words_of(recipe, resumed, *words))
+    assert "resuming from" in capsys.readouterr().out
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()

@@ -1,0 +1,56 @@
+"""Gradient caching: a contrastive step on a large batch in the memory of a small one (arXiv 2101.06983).
+
+The batch is embedded group by group without a graph, the loss of all embeddings gives the gradient of each, and each
+group is embedded again, with a graph, to carry its part of that gradient back. A group holds whole items, with the
+patches of their own images and videos, so nothing has to be cut by `grid_thw` afterwards.
+"""
+
+import contextlib
+
+import torch
+
+
+class RandomState:
+    """The random state of this process and of one device, so that dropout draws the same masks twice."""
+
+    def __init__(self, device):
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self):
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nullcontext):
+    """Forward and backward of a loss over the embeddings of all groups.
+
+    Args:
+        embed (`Callable`): from a group to its embeddings, `(M_g, D)`, float32, with graph.
+        groups (list): what `embed` takes, at least one; as many on every rank where weights are sharded.
+        loss_of (`Callable`): from embeddings `(M, D)` to an output with a scalar `loss`; it may gather over ranks.
+        backward (`Callable`): as `Accelerator.backward`.
+        device (`torch.device`): where `embed` computes.
+        no_sync (`Callable`): context for the backward passes before the last, whose gradients ranks need not join.
+
+    Returns:
+        what `loss_of` returned, detached from the model.
+    """
+    states, rows = [], []
+    with torch.no_grad():
+        for group in groups:
+            states.append(RandomState(device))
+            rows.append(embed(group))
+    after = RandomState(device)
+    embeddings = torch.cat(rows).requires_grad_()
+    output = loss_of(embeddings)
+    output.loss.backward()
+    gradients = embeddings.grad.split([len(part) for part in rows])
+    for number, (group, state, gradient) in enumerate(zip(groups, states, gradients), 1):
+        state.restore()
+        with contextlib.nullcontext() if number == len(groups) else no_sync():
+            backward((embed(group) * gradient).sum())
+    after.restore()
+    return output
