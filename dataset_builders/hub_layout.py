@@ -1,4 +1,4 @@
-"""How the project's dataset repos lie on disk: features of the tables, Parquet files named by content, the card's YAML.
+"""How dataset repos of this project lie on disk: features of the tables, Parquet files named by content, the YAML.
 
 Whatever builds a repo writes through here, so that all of them load alike.
 """

@@ -1,4 +1,4 @@
-"""`datasets` builder of UVRB's tables, from rows that `build.py` has laid out as JSONL with the paths of their media."""
+"""`datasets` builder of UVRB's tables, from rows that `build.py` laid out as JSONL with the paths of their media."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The index flavour as a source: ids, texts and relevance from its repo, pictures and videos from the user's folders."""
+"""The index flavour as a source: ids, texts and relevance from its repo, media from the user's folders."""
 
 from pathlib import Path, PurePosixPath
 

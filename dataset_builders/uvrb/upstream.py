@@ -261,7 +261,9 @@ class MomentSeekerTask(UpstreamTask):
             yield Item(query, row["query"], **{media.kind: media})
 
     def positives(self):
-        return {query: [video_id(clip["output_path"]) for clip in row["positive_frames"]] for query, row in self.rows()}
+        return {
+            query: [video_id(clip["output_path"]) for clip in row["positive_frames"]] for query, row in self.rows()
+        }
 
     def candidates(self):
         lists = {}

@@ -196,7 +196,6 @@ def _remux(path, found):
 
 
 def _encode_again(path, found):
-    frames, times = [], []
     buffer = io.BytesIO()
     with av.open(str(path)) as source, _mp4(buffer) as target:
         stream = source.streams.video[0]
@@ -296,7 +295,7 @@ def clip_size(height, width, max_pixels=MAX_PIXELS):
 
 
 def encode(frames, times, quality, intra):
-    """H.264 in MP4 of frames at given times; the same input gives the same bytes (one thread, nothing of the clock)."""
+    """H.264 in MP4 of frames at given times; the same input gives the same bytes (one thread, no date)."""
     buffer = io.BytesIO()
     with _mp4(buffer) as container:
         encoder = None
