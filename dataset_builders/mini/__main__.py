@@ -9,7 +9,6 @@ A repo that was made with the same settings is kept; one that was not finished i
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 import datasets
-import yaml
 from tqdm import tqdm
 
+from dataset_builders.hub_layout import write_card, write_table
 from dataset_builders.mini.benchmark import CORPORA, CORPUS_OF
 from dataset_builders.mini.builders import MiniPairs, MiniUVRB, benchmark_tables
 from dataset_builders.mini.pairs import N_PAIRS
@@ -30,27 +29,6 @@ FORMATS = ("t2t", "t2i", "t2v", "ti2v", "tv2v", "i2v", "v2v")  # mini-UVRD; the 
 SETTINGS = "mini.json"
 
 
-def write_table(builder_class, name, folder, cache_dir, **settings):
-    """One table as `folder/<name>/<split>-<hash>.parquet`; returns `{split: path in the repo}`.
-
-    The hash of the content stands in the name, and so in the card, because `load_dataset` takes a local repo whose
-    card has not changed for the one that it has in its cache.
-    """
-    builder = builder_class(config_name=name, cache_dir=cache_dir, **settings)
-    raw = Path(cache_dir) / "parquet" / name
-    builder.download_and_prepare(str(raw), file_format="parquet")
-    (folder / name).mkdir(parents=True)
-    paths = {}
-    for file in sorted(raw.glob("*.parquet")):
-        split = file.name.partition("-")[2].partition(".")[0].partition("-")[0]
-        if split in paths:
-            raise RuntimeError(f"Table {name} came in several shards ({file.name}); raise the builder's shard size.")
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-        paths[split] = f"data/{name}/{split}-{digest}.parquet"
-        shutil.move(file, folder / name / f"{split}-{digest}.parquet")
-    return paths
-
-
 def benchmark_files():
     """Tables to write, and for each config the table that serves it: datasets that share a corpus share one file."""
     serves = {}
@@ -58,12 +36,6 @@ def benchmark_files():
         key, _, table = name.rpartition("-")
         serves[name] = f"{CORPORA[CORPUS_OF[key]][0]}-corpus" if table == "corpus" else name
     return list(dict.fromkeys(serves.values())), serves
-
-
-def write_card(folder, configs):
-    """A README whose YAML lets `load_dataset` find the tables; `hub_cards` adds the prose."""
-    front = yaml.safe_dump({"license": "apache-2.0", "configs": configs}, sort_keys=False)
-    (folder / "README.md").write_text(f"---\n{front}---\n")
 
 
 def build_uvrb(folder, cache_dir, seed, scale):

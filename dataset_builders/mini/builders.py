@@ -9,41 +9,13 @@ from dataclasses import dataclass
 
 import datasets
 
+from dataset_builders.hub_layout import SIDE, TABLES, default_row
 from dataset_builders.mini.benchmark import CORPUS_OF, build_benchmark
 from dataset_builders.mini.pairs import N_PAIRS, Item, build_pairs, is_validation
 from dataset_builders.mini.render import encode_png, frame_times, processes, render_frame, render_mp4
-from dataset_builders.uvrb.tasks import TASKS, abilities
+from dataset_builders.uvrb.tasks import TASKS
 
 
-MEDIA = {"image": datasets.Image(), "video": datasets.Video()}
-ROW = {"id": datasets.Value("string"), "text": datasets.Value("string"), **MEDIA}
-TABLES = {
-    "corpus": datasets.Features(ROW),
-    "queries": datasets.Features(ROW),
-    "qrels": datasets.Features(
-        {
-            "query-id": datasets.Value("string"),
-            "corpus-id": datasets.Value("string"),
-            "score": datasets.Value("int64"),
-        }
-    ),
-    "top_ranked": datasets.Features(
-        {"query-id": datasets.Value("string"), "corpus-ids": datasets.List(datasets.Value("string"))}
-    ),
-    "default": datasets.Features(
-        {
-            "id": datasets.Value("string"),
-            "dataset": datasets.Value("string"),
-            "text": datasets.Value("string"),
-            **MEDIA,
-            "instruction": datasets.Value("string"),
-            "abilities": datasets.List(datasets.Value("string")),
-            "relevant_ids": datasets.List(datasets.Value("string")),
-            "candidate_ids": datasets.List(datasets.Value("string")),
-        }
-    ),
-}
-SIDE = {"text": datasets.Value("string"), **MEDIA}
 PAIR = datasets.Features(
     {
         **{f"query_{name}": kind for name, kind in SIDE.items()},
@@ -110,12 +82,7 @@ class MiniUVRBConfig(datasets.BuilderConfig):
 
 def benchmark_tables():
     """Names of all tables in the order of the repo's card."""
-    names = ["default"]
-    for key, task in TASKS.items():
-        names += [f"{key}-corpus", f"{key}-queries", f"{key}-qrels"]
-        if task.metric.startswith("precision"):
-            names.append(f"{key}-top_ranked")
-    return names
+    return ["default", *(config for task in TASKS.values() for config in task.configs)]
 
 
 _BENCHMARKS = {}  # by seed: the graphs take seconds to draw, and each table needs them
@@ -164,18 +131,8 @@ class MiniUVRB(datasets.GeneratorBasedBuilder):
     def _all_queries(self, queries):
         for key, task in TASKS.items():
             for query, media in zip(queries[key], media_of(queries[key])):
-                yield (
-                    query.id,
-                    {
-                        "id": query.id,
-                        "dataset": key,
-                        **media,
-                        "instruction": task.instruction,
-                        "abilities": list(abilities(task)),
-                        "relevant_ids": query.relevant,
-                        "candidate_ids": query.candidates or [],
-                    },
-                )
+                row = {"id": query.id, **media}
+                yield query.id, default_row(task, row, query.relevant, query.candidates)
 
 
 @dataclass
