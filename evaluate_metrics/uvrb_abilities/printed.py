@@ -1,7 +1,7 @@
-"""What the GVE paper prints beside its scores by dataset (arXiv 2510.27571): table 2, the averages of table 1, figure 7.
+"""What the GVE paper prints beside its scores by dataset (arXiv 2510.27571): table 2, table 1's averages, figure 7.
 
-Not every cell follows from table 1. The functions here tell which do; this folder's README lists the others. Plain Python,
-in code rather than in data files, because `evaluate.load` fetches nothing but the modules that a metric imports.
+Not every cell follows from table 1. The functions here tell which do; this folder's README lists the others. Plain
+Python, in code rather than in data files, because `evaluate.load` fetches only the modules that a metric imports.
 """
 
 _ABILITIES = """

@@ -10,9 +10,9 @@ Rules for embeddings:
   they stand; a tie goes to the document that comes first in the corpus, also among a query's own candidates;
 - a row that is all zeros, or holds NaN or an infinity, has no cosine. Such a document is never retrieved, and such a
   query misses all its relevant documents; both still count in every mean;
-- ranks and top-k are exact and need no similarity matrix: a float32 product of a block, whose error is bounded, decides
-  wherever it can, and the few pairs that it cannot tell apart are computed in float64. Memory beyond the inputs is a
-  few blocks, whatever Q and N are.
+- ranks and top-k are exact and need no similarity matrix: a float32 product of a block, whose error is bounded,
+  decides wherever it can, and the few pairs that it cannot tell apart are computed in float64. Memory beyond the
+  inputs is a few blocks, whatever Q and N are.
 """
 
 import math

@@ -50,7 +50,7 @@ def rounded_on_the_way(model):
 
 @pytest.mark.parametrize("model", published_scores())
 def test_table_2_follows_from_table_1(model):
-    """Every cell is the exact mean, rounded once or rounded at each step, but for the misprints that the card lists."""
+    """Every cell is the mean, rounded once or rounded at each step, but for the misprints that the card lists."""
     stepwise = rounded_on_the_way(model)
     for name, value in printed_abilities()[model].items():
         right = follows(value, COMPUTED[model][name], 3) or value == stepwise[name]
