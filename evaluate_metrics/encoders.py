@@ -1,9 +1,9 @@
 """What turns items into vectors for the runner: GVE repos, sentence-transformers models, models of mteb, and chance.
 
 Every encoder has `name`, `path`, `fingerprint` (of all that decides its vectors but its limits), `limits`,
-`batch_size`, `limit(limits)`, which sets `num_frames` and `max_tokens_per_frame`, `encode(items, instruction, skipped)`,
-which gives float32 of shape `(N, D)` with NaN rows for the broken items that it appends to `skipped`, and `release()`,
-which frees its memory.
+`batch_size`, `limit(limits)`, which sets `num_frames` and `max_tokens_per_frame`,
+`encode(items, instruction, skipped)`, which gives float32 of shape `(N, D)` with NaN rows for the broken items that it
+appends to `skipped`, and `release()`, which frees its memory.
 """
 
 import gc
