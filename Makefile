@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m hub_cards.prove --base $(HUB)
 	@cat build/eval/gve-mini/results.md
 	@echo "Repos: $(HUB)/gve-mini uvrb-mini uvrd-mini uvrb_retrieval uvrb_abilities"
-	@echo "Results: build/eval/gve-mini (results.json, results.md, radar.png). Run: build/runs/gve-mini"
+	@echo "Results: build/eval/gve-mini (report.html, results.json, results.md, radar.png). Run: build/runs/gve-mini"
 	@echo "Next: $(BIN)/python -m hub_cards.prove --text \"a red circle moves left\""
 	@echo "      $(BIN)/accelerate launch training/pyramid.py --config training/recipes/gve_mini_long.yaml"
 	@echo "      $(BIN)/python -m hub_cards.publish --namespace YOU   (your own Hub account)"

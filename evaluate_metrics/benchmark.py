@@ -153,7 +153,9 @@ def main(words=None):
     parser.add_argument("--queries", type=int, default=14427, help="default: %(default)s, PEV-K's")
     parser.add_argument("--documents", type=int, default=15000, help="default: %(default)s, PEV-K's")
     parser.add_argument("--dimensions", type=int, default=3584, help="default: %(default)s, GVE-7B's")
-    parser.add_argument("--depth", type=int, default=100, help="of the ranking that the libraries judge")
+    parser.add_argument(
+        "--depth", type=int, default=10, help="of the ranking that the libraries judge (default: %(default)s)"
+    )
     words = parser.parse_args(words)
     queries, corpus = random_embeddings(words.queries, words.documents, words.dimensions)
     ids = [f"q{row}" for row in range(len(queries))], [f"v{row}" for row in range(len(corpus))]

@@ -55,8 +55,8 @@ def scores_by_query(ranks, k=(1, 5, 10)):
     counts = np.array([len(row) for row in ranks])
     if len(counts) == 0 or counts.min() == 0:
         raise ValueError("Every query needs a relevant document, and there must be at least one query.")
-    flat = np.concatenate([np.sort(row) for row in ranks]).astype(np.float64)
-    owner = np.repeat(np.arange(len(counts)), counts)
+    flat, owner = np.concatenate(ranks).astype(np.float64), np.repeat(np.arange(len(counts)), counts)
+    flat = flat[np.lexsort((flat, owner))]
     place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts) + 1  # 1..R within each query
 
     def total(values):
