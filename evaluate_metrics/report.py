@@ -1,4 +1,4 @@
-"""Shows the results of `run_uvrb.py`: Markdown tables and a radar plot of the abilities."""
+"""Shows the results of `run_uvrb.py`: tables, as Markdown or as rows for the HTML report, and a radar plot."""
 
 import math
 
@@ -32,7 +32,7 @@ LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 
 
 def render_markdown(results):
-    """Two tables, datasets and abilities, one column a model, with chance level and what was left out.
+    """Datasets and abilities, one column a model, with chance level and what was left out; then sweep and diagnostics.
 
     Args:
         results (`dict`): as `run_uvrb.py` writes them, see this folder's README.
@@ -44,12 +44,55 @@ def render_markdown(results):
     parts = [
         f"# UVRB scores of {models[0]['name']}",
         f"Benchmark: {results['benchmark']}. Chance: the expected score of a random order.",
-        _table(*_dataset_rows(results)),
-        _table(*_ability_rows(results)),
+        _table(*dataset_rows(results)),
+        _table(*ability_rows(results)),
         coverage_note(models[0]["abilities"]),
         *_skipped_lines(models),
     ]
+    for title, header, rows in extra_tables(results):
+        parts += [f"## {title}", _table(header, rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def dataset_rows(results):
+    """Header and rows of the table of datasets, one column a model."""
+    models, chance = results["models"], results["chance"]["datasets"]
+    header = ["dataset", "abilities", "metric", *(model["name"] for model in models)]
+    rows = []
+    for key, entry in models[0]["datasets"].items():
+        scores = [number(model["datasets"][key]["score"]) for model in models]
+        sizes = [f"{entry['n_queries']}", f"{entry['n_ranked']:g}", f"{_count_skipped(entry)}"]
+        path = " ".join(abilities(TASKS[key]))
+        rows.append([key, path, entry["metric"], *scores, number(chance[key]), *sizes])
+    return [*header, "chance", "queries", "ranked", "skipped"], rows
+
+
+def ability_rows(results):
+    """Header and rows of the table of abilities and both averages."""
+    columns = [*(model["abilities"] for model in results["models"]), results["chance"]["abilities"]]
+    header = ["ability", "meaning", *(model["name"] for model in results["models"]), "chance"]
+    names = {**{name: LONG_NAMES[name] for name in ABILITIES}, **AVERAGES}
+    return header, [[name, meaning, *(number(column[name]) for column in columns)] for name, meaning in names.items()]
+
+
+def extra_tables(results):
+    """`(title, header, rows)` of the sweep and of the diagnostics, as far as the results hold them.
+
+    Results of schema version 1 hold none.
+    """
+    tables = []
+    if len(results.get("sweep", ())) > 1:
+        tables.append(("Test-time scaling", *_sweep_rows(results)))
+    if any(model.get("classification") for model in results["models"]):
+        tables.append(("Classification as video-to-label retrieval", *_classification_rows(results["models"])))
+    if any(model.get("reverse_time") for model in results["models"]):
+        tables.append(("Preference of a clip over its own reversal", *_reverse_rows(results["models"])))
+    return tables
+
+
+def number(value):
+    """A score as tables print it."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def draw_radar(curves, path, title="UVRB abilities"):
@@ -58,7 +101,7 @@ def draw_radar(curves, path, title="UVRB abilities"):
     Args:
         curves (`dict[str, dict]`): results of `ability_scores` by the legend's name, the most important first.
             `chance`, if there, is drawn as a grey area. Abilities that the first one lacks are left out.
-        path (`str` or `Path`): the PNG.
+        path (`str`, `Path` or binary file): the PNG.
         title (`str`): above the plot.
 
     Raises:
@@ -80,7 +123,7 @@ def draw_radar(curves, path, title="UVRB abilities"):
         axes.fill(*outline, label=_label("chance", curves["chance"]), **style)
     axes.set_title(title, fontsize=14, fontweight="bold", pad=48)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10.5, handlelength=3.2)
-    figure.savefig(path, dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.2)
+    figure.savefig(path, format="png", dpi=150, facecolor="white", bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw_grid(axes, names, curves):
@@ -128,32 +171,36 @@ def _closed(values):
     return [*angles, angles[0]], [*values, values[0]]
 
 
-def _dataset_rows(results):
-    models, chance = results["models"], results["chance"]["datasets"]
-    header = [
-        "dataset",
-        "abilities",
-        "metric",
-        *(model["name"] for model in models),
-        "chance",
-        "queries",
-        "ranked",
-        "skipped",
-    ]
+def _sweep_rows(results):
+    names = [name for name in (*ABILITIES, *AVERAGES) if results["sweep"][0]["abilities"][name] is not None]
+    keys = list(results["sweep"][0]["datasets"])
+    axes = list(results["sweep"][0]["setting"])
     rows = []
-    for key, entry in models[0]["datasets"].items():
-        scores = [_number(model["datasets"][key]["score"]) for model in models]
-        sizes = [f"{entry['n_queries']}", f"{entry['n_ranked']:g}", f"{_count_skipped(entry)}"]
-        path = " ".join(abilities(TASKS[key]))
-        rows.append([key, path, entry["metric"], *scores, _number(chance[key]), *sizes])
+    for run in results["sweep"]:
+        setting = ["model's" if run["setting"][axis] is None else str(run["setting"][axis]) for axis in axes]
+        scores = [run["abilities"][name] for name in names] or [run["datasets"][key]["score"] for key in keys]
+        size = run["datasets"][keys[0]]["bytes_per_vector"]
+        rows.append([*setting, str(size), *(number(score) for score in scores)])
+    return [*axes, "bytes a vector", *(names or keys)], rows
+
+
+def _classification_rows(models):
+    header = ["set", "metric", *(model["name"] for model in models), "chance", "videos", "labels"]
+    rows = []
+    for key, entry in models[0]["classification"].items():
+        scores = [number(model["classification"][key]["score"]) for model in models]
+        sizes = [f"{entry['n_queries']}", f"{entry['n_corpus']}"]
+        rows.append([key, "accuracy", *scores, number(entry["chance"]), *sizes])
     return header, rows
 
 
-def _ability_rows(results):
-    columns = [*(model["abilities"] for model in results["models"]), results["chance"]["abilities"]]
-    header = ["ability", "meaning", *(model["name"] for model in results["models"]), "chance"]
-    names = {**{name: LONG_NAMES[name] for name in ABILITIES}, **AVERAGES}
-    return header, [[name, meaning, *(_number(column[name]) for column in columns)] for name, meaning in names.items()]
+def _reverse_rows(models):
+    header = ["dataset", *(model["name"] for model in models), "chance", "queries"]
+    rows = []
+    for key, entry in models[0]["reverse_time"].items():
+        shares = [number(model["reverse_time"][key]["preferred"]) for model in models]
+        rows.append([key, *shares, number(0.5), f"{entry['n_queries']}"])
+    return header, rows
 
 
 def _skipped_lines(models):
@@ -170,10 +217,6 @@ def _skipped_lines(models):
 
 def _count_skipped(entry):
     return sum(len(entries) for entries in entry["skipped"].values())
-
-
-def _number(value):
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _table(header, rows):

@@ -35,10 +35,16 @@ class Side:
         return list(self.rows["id"])
 
     @cached_property
-    def digest(self) -> str:
-        """Hash of everything that is embedded, in order; the ids are not part of it."""
-        digests = (digest_item(item) for item in self.items(range(len(self))))
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    def digests(self) -> list[str]:
+        """Hash of each item's content; the ids are not part of it."""
+        return [digest_item(item) for item in self.items(range(len(self)))]
+
+    @property
+    def text_lengths(self) -> list[int]:
+        """Characters of each item's text, 0 without one."""
+        if "text" not in self.rows.column_names:
+            return [0] * len(self)
+        return [len(text or "") for text in self.rows["text"]]
 
     def items(self, indices):
         """Yields the items of these rows as `encode` takes them: dicts of what a row has of text, image and video."""
@@ -119,7 +125,7 @@ def config_names(benchmark):
     try:
         return set(datasets.get_dataset_config_names(benchmark))
     except Exception as error:  # datasets and the Hub client raise a dozen kinds here
-        raise UvrbError(f"No benchmark at {benchmark}: {_first_line(error)}") from error
+        raise UvrbError(f"No benchmark at {benchmark}: {first_line(error)}") from error
 
 
 def load_retrieval_data(benchmark, task):
@@ -139,7 +145,20 @@ def load_retrieval_data(benchmark, task):
         if score > 0:
             relevant.setdefault(query, []).append(document)
     candidates = dict(zip(rest[0]["query-id"], rest[0]["corpus-ids"])) if rest else None
-    return RetrievalData(task, Side(_undecoded(corpus)), Side(_undecoded(queries)), relevant, candidates)
+    return RetrievalData(task, Side(undecoded(corpus)), Side(undecoded(queries)), relevant, candidates)
+
+
+def undecoded(rows):
+    """A `datasets.Dataset` whose images and videos come as they are stored."""
+    media = {"image": datasets.Image(decode=False), "video": datasets.Video(decode=False)}
+    for name in set(media) & set(rows.column_names):
+        rows = rows.cast_column(name, media[name])
+    return rows
+
+
+def first_line(error):
+    """The first line of what an error says, or its kind."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _cache_folder(benchmark):
@@ -160,21 +179,12 @@ def _load(benchmark, config, cache):
     try:
         return datasets.load_dataset(benchmark, config, split="test", cache_dir=cache)
     except Exception as error:
-        raise UvrbError(f"Cannot load {config} of {benchmark}: {_first_line(error)}") from error
-
-
-def _undecoded(rows):
-    media = {"image": datasets.Image(decode=False), "video": datasets.Video(decode=False)}
-    for name in set(media) & set(rows.column_names):
-        rows = rows.cast_column(name, media[name])
-    return rows
+        raise UvrbError(f"Cannot load {config} of {benchmark}: {first_line(error)}") from error
 
 
 def _content(value):
     if isinstance(value, str):
         return value.encode()
+    if hasattr(value, "frames"):  # decoded already
+        return value.frames.tobytes() + value.times.tobytes()
     return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-
-
-def _first_line(error):
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -58,6 +58,31 @@ def ability_scores(scores):
     }
 
 
+def score_columns(scores_by_model):
+    """Abilities, both averages and dataset scores as columns over models, for correlations.
+
+    Args:
+        scores_by_model (`dict[str, dict[str, float]]`): scores by dataset key; each model covers all 16.
+
+    Returns:
+        `dict[str, list of float]`: one value a model under each of the 9 abilities, 2 averages and 16 datasets.
+
+    Raises:
+        ValueError: a model lacks a dataset.
+
+    >>> list(score_columns({"a": dict.fromkeys(DATASETS, 0.5)}))[:3]
+    ['TXT', 'CMP', 'VIS']
+    """
+    rows = []
+    for model, scores in scores_by_model.items():
+        result = ability_scores(scores)
+        if result["missing_datasets"]:
+            raise ValueError(f"{model} lacks {', '.join(result['missing_datasets'])}; correlate models with all 16.")
+        rows.append({**result, **scores})
+    names = (*ABILITIES, "avg_abilities", "avg_datasets", *DATASETS)
+    return {name: [row[name] for row in rows] for name in names}
+
+
 def coverage_note(result):
     """One sentence on what a result of `ability_scores` leaves out, or `""` where it covers all 16 datasets.
 

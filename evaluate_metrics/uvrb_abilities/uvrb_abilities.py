@@ -5,7 +5,8 @@ import warnings
 import datasets
 import evaluate
 
-from .averages import ability_scores, coverage_note
+from .averages import ability_scores, coverage_note, score_columns
+from .correlations import correlation_matrix
 from .published import published_scores
 
 
@@ -28,11 +29,13 @@ _KWARGS_DESCRIPTION = """
 Args:
     scores (`dict[str, float]`): by dataset key, each from 0 to 1; may lack some of the 16.
     compare (list of `str`, *optional*): models of the paper whose abilities are added.
+    correlate (`str`, *optional*): `pearson` or `spearman`; adds correlations over the paper's 16 models and yours.
 
 Returns:
     `dict`: `TXT`, `CMP`, `VIS`, `CG`, `FG`, `LC`, `S`, `T`, `PR`, `avg_abilities`, `avg_datasets` (`None` where a
     dataset is missing, never an average over fewer), `missing_datasets`, `incomplete_abilities`; with `compare` also
-    `published`, the same by model.
+    `published`, the same by model; with `correlate` also `correlations`, between all abilities, averages and datasets.
+    Your model is among those correlated where it covers all 16 datasets.
 
 Examples:
 
@@ -43,6 +46,8 @@ Examples:
     (0.599, 0.657, [])
     >>> round(result["published"]["GVE-3B"]["avg_abilities"], 3)
     0.571
+    >>> metric.compute(scores=metric.published_scores["GVE-7B"], correlate="spearman")["correlations"]["S"]["S"]
+    1.0
 """
 
 
@@ -65,7 +70,7 @@ class UvrbAbilities(evaluate.Metric):
         """Scores that the paper publishes, by model and dataset key."""
         return published_scores()
 
-    def compute(self, *, scores, compare=None):
+    def compute(self, *, scores, compare=None, correlate=None):
         """Abilities of one model; warns where the scores do not cover all 16 datasets."""
         result = ability_scores(scores)
         note = coverage_note(result)
@@ -73,10 +78,13 @@ class UvrbAbilities(evaluate.Metric):
             warnings.warn(note, stacklevel=2)
         if compare is not None:
             result["published"] = self._published(compare)
+        if correlate is not None:
+            own = {} if result["missing_datasets"] else {"yours": scores}
+            result["correlations"] = correlation_matrix(score_columns({**self.published_scores, **own}), correlate)
         return result
 
-    def _compute(self, scores, compare=None):
-        return self.compute(scores=scores, compare=compare)
+    def _compute(self, scores, compare=None, correlate=None):
+        return self.compute(scores=scores, compare=compare, correlate=correlate)
 
     def _published(self, models):
         table = self.published_scores

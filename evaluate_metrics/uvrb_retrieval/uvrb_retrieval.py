@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from .ranking import mean_scores, ranks_from_embeddings, ranks_from_ids, unusable_rows
+from .ranking import bootstrap_intervals, ranks_from_embeddings, ranks_from_ids, scores_by_query, unusable_rows
 
 
 _DESCRIPTION = """\
@@ -29,11 +29,15 @@ Args:
     query_embeddings, corpus_embeddings (arrays or tensors of shape `(Q, D)` and `(N, D)`): instead of `predictions`.
     query_ids, corpus_ids (lists of `str`): of their rows.
     candidates (list of lists of `str`, *optional*): with embeddings, the corpus ids that each query ranks.
+    n_resamples (`int`, defaults to 0): bootstrap resamples of the queries; 0 computes no intervals.
+    confidence_level (`float`, defaults to 0.95): of the intervals.
+    seed (`int`, defaults to 42): of the resamples.
 
 Returns:
     `dict[str, float]`, means over queries: `recall@k` (the share of a query's relevant documents within the first k),
     `precision@k`, `ndcg@k` for each k, `mrr`, `map`; and `n_queries`. From embeddings also `n_corpus`,
-    `n_unusable_queries` and `n_unusable_corpus`: rows of zeros, NaN or infinities, counted as misses.
+    `n_unusable_queries` and `n_unusable_corpus`: rows of zeros, NaN or infinities, counted as misses. With
+    `n_resamples` also `intervals`: both ends of a percentile bootstrap interval by metric.
 
 Examples:
 
@@ -52,6 +56,9 @@ Examples:
     ... )
     >>> scores["recall@1"], scores["mrr"], scores["n_corpus"]
     (0.5, 0.75, 3)
+    >>> scores = metric.compute(predictions=[["v1"]] * 4, references=[["v1"]] * 4, k=1, n_resamples=100)
+    >>> scores["intervals"]["recall@1"]
+    (1.0, 1.0)
 """
 
 
@@ -84,11 +91,15 @@ class UvrbRetrieval(evaluate.Metric):
         query_ids=None,
         corpus_ids=None,
         candidates=None,
+        n_resamples=0,
+        confidence_level=0.95,
+        seed=42,
     ):
         """Scores of ranked ids, or of embeddings, which never pass through evaluate's Arrow cache (slow and large)."""
         of_embeddings = (query_embeddings, corpus_embeddings, query_ids, corpus_ids)
+        resampling = (n_resamples, confidence_level, seed)
         if all(value is None for value in (*of_embeddings, candidates)):
-            return super().compute(predictions=predictions, references=references, k=k)
+            return super().compute(predictions=predictions, references=references, k=k, resampling=resampling)
         if predictions is not None or references is None or any(value is None for value in of_embeddings):
             raise ValueError(
                 "Give either predictions and references, or query_embeddings, corpus_embeddings, query_ids, "
@@ -96,13 +107,19 @@ class UvrbRetrieval(evaluate.Metric):
             )
         ranks = ranks_from_embeddings(*of_embeddings, references, candidates)
         return {
-            **mean_scores(ranks, k),
-            "n_queries": len(ranks),
+            **_summary(ranks, k, resampling),
             "n_corpus": len(corpus_ids),
             "n_unusable_queries": int(unusable_rows(query_embeddings).sum()),
             "n_unusable_corpus": int(unusable_rows(corpus_embeddings).sum()),
         }
 
-    def _compute(self, predictions, references, k):
-        ranks = ranks_from_ids(predictions, references)
-        return {**mean_scores(ranks, k), "n_queries": len(ranks)}
+    def _compute(self, predictions, references, k, resampling):
+        return _summary(ranks_from_ids(predictions, references), k, resampling)
+
+
+def _summary(ranks, k, resampling):
+    scores = scores_by_query(ranks, k)
+    summary = {**{name: float(values.mean()) for name, values in scores.items()}, "n_queries": len(ranks)}
+    if resampling[0]:
+        summary["intervals"] = bootstrap_intervals(scores, *resampling)
+    return summary

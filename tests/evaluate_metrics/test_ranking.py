@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from evaluate_metrics.uvrb_retrieval import ranking
 from evaluate_metrics.uvrb_retrieval.ranking import (
+    bootstrap_intervals,
     chance_level,
     check_cutoffs,
     mean_scores,
     ranks_from_embeddings,
     ranks_from_ids,
     scores_by_query,
+    top_k,
     unusable_rows,
 )
 
@@ -163,26 +166,113 @@ def test_a_perfect_ranking_scores_one_and_the_order_of_queries_is_kept():
     assert scores["map"].tolist() == [1.0, 0.5]
 
 
-def test_equal_to_trec_eval():
+@pytest.mark.parametrize("door", ["ids", "embeddings"])
+def test_equal_to_trec_eval(door):
+    """Random runs without ties: 40 queries with 1 to 5 relevant among 60 documents, at several cut-offs."""
     trec = pytest.importorskip("pytrec_eval")
     rng = np.random.default_rng(2)
-    ids, run, qrels = names("v", 60), {}, {}
-    for query in names("q", 40):
-        run[query] = dict(zip(ids, rng.standard_normal(60)))
-        qrels[query] = dict.fromkeys(rng.choice(ids, size=rng.integers(1, 6), replace=False), 1)
-    ours = scores_by_query(
-        ranks_from_ids([sorted(run[q], key=run[q].get, reverse=True) for q in run], [list(qrels[q]) for q in run]), [5]
-    )
-    measures = {
-        "recall@5": "recall_5",
-        "precision@5": "P_5",
-        "ndcg@5": "ndcg_cut_5",
-        "mrr": "recip_rank",
-        "map": "map",
-    }
-    theirs = trec.RelevanceEvaluator(qrels, set(measures.values())).evaluate(run)
+    ids, queries = names("v", 60), names("q", 40)
+    left, right = rng.standard_normal((40, 8)), rng.standard_normal((60, 8))
+    unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (left, right)]
+    run = {name: dict(zip(ids, map(float, scores))) for name, scores in zip(queries, unit[0] @ unit[1].T)}
+    qrels = {name: dict.fromkeys(rng.choice(ids, size=rng.integers(1, 6), replace=False), 1) for name in queries}
+    relevant = [list(qrels[name]) for name in queries]
+    if door == "ids":
+        ranks = ranks_from_ids([sorted(run[name], key=run[name].get, reverse=True) for name in queries], relevant)
+    else:
+        ranks = ranks_from_embeddings(left, right, queries, ids, relevant)
+    ours = scores_by_query(ranks, [1, 5, 10])
+    measures = {"mrr": "recip_rank", "map": "map"}
+    for k in (1, 5, 10):
+        measures |= {f"recall@{k}": f"recall_{k}", f"precision@{k}": f"P_{k}", f"ndcg@{k}": f"ndcg_cut_{k}"}
+    theirs = trec.RelevanceEvaluator(qrels, {"recall.1,5,10", "P.1,5,10", "ndcg_cut.1,5,10", "recip_rank", "map"})
+    theirs = theirs.evaluate(run)
     for name, other in measures.items():
-        assert ours[name].tolist() == pytest.approx([theirs[query][other] for query in run], abs=1e-9)
+        assert ours[name].tolist() == pytest.approx([theirs[query][other] for query in queries], abs=1e-9)
+
+
+def brute_top(queries, corpus, k, candidates=None):
+    unit = [side / np.linalg.norm(side.astype(np.float64), axis=1, keepdims=True) for side in (queries, corpus)]
+    columns = [range(len(corpus))] * len(queries) if candidates is None else candidates
+    scores = np.round(unit[0] @ unit[1].T, 9)
+    return [sorted(set(listed), key=lambda c, r=row: (-scores[r, c], c))[:k] for row, listed in enumerate(columns)]
+
+
+@pytest.mark.parametrize(("k", "block_size"), [(1, 7), (10, 7), (10, 64), (149, 512), (400, 64)])
+def test_top_k_equals_brute_force(world, k, block_size):
+    queries, corpus, _ = world
+    columns, scores = top_k(queries, corpus, k, block_size=block_size)
+    assert columns.tolist() == brute_top(queries, corpus, k)
+    assert (np.diff(scores, axis=1) <= 0).all() and np.isfinite(scores).all()
+
+
+def test_top_k_among_candidates_and_without_a_cosine(world):
+    queries, corpus, _ = world
+    rng = np.random.default_rng(4)
+    candidates = [rng.choice(150, size=9, replace=False) for _ in queries]
+    columns, _ = top_k(queries, corpus, 9, candidates)
+    assert columns.tolist() == brute_top(queries, corpus, 9, [listed.tolist() for listed in candidates])
+    broken = corpus[:6].copy()
+    broken[[1, 4]] = np.nan
+    queries = queries[:2].copy()
+    queries[1] = 0
+    for listed in (None, [range(6)] * 2):
+        columns, scores = top_k(queries, broken, 5, listed)
+        assert sorted(columns[0].tolist()) == [-1, 0, 2, 3, 5] and columns[0, -1] == -1
+        assert columns[1].tolist() == [-1] * 5 and np.isneginf(scores[1]).all()
+    with pytest.raises(ValueError, match="1 lists of candidates for 2 queries"):
+        top_k(queries, broken, 5, [[0]])
+
+
+@pytest.mark.parametrize("n_close", [5, 120])
+def test_what_float32_cannot_tell_apart_is_decided_in_float64(n_close):
+    """Documents whose cosines differ by 4e-9, few of them or nearly all: float32 resolves 6e-8."""
+    rng = np.random.default_rng(5)
+    angles = np.concatenate([0.5 + 8e-9 * rng.permutation(n_close), rng.uniform(0.6, 1.5, 128 - n_close)])
+    corpus = np.stack([np.cos(angles), np.sin(angles), *np.zeros((6, 128))], axis=1)
+    turn, _ = np.linalg.qr(rng.standard_normal((8, 8)))
+    query, corpus = np.eye(8)[:1] @ turn, corpus @ turn
+    order = np.argsort(angles[:n_close])
+    ids = names("v", 128)
+    ranks = ranks_from_embeddings(query, corpus, ["q"], ids, [[ids[c] for c in range(n_close)]], block_size=32)
+    assert ranks[0][order].tolist() == list(range(1, n_close + 1))
+    assert top_k(query, corpus, n_close, block_size=32)[0][0].tolist() == order.tolist()
+
+
+@pytest.mark.parametrize("dimensions", [3, 256, 700])
+def test_the_margin_bounds_the_error_of_float32(dimensions):
+    """All terms positive, so that rounding errors do not cancel; the bound is not idle either."""
+    rng = np.random.default_rng(6)
+    left, right = rng.uniform(0.5, 1, (40, dimensions)), rng.uniform(0.5, 1, (50, dimensions))
+    cosines = ranking._Cosines(left, right)
+    fast = cosines.fast(cosines.fast_queries(np.arange(40)), np.arange(50)).astype(np.float64)
+    rows, columns = np.indices((40, 50)).reshape(2, -1)
+    error = np.abs(fast.ravel() - cosines.exact(rows, columns)).max()
+    assert 1e-9 < error < cosines.margin < 2e-5
+
+
+def test_bootstrap_of_hits_has_the_quantiles_of_the_binomial():
+    """Resampling n queries of which a share p is found draws Binomial(n, p) / n."""
+    n, hits = 50, 20
+    mass = [math.comb(n, found) * (hits / n) ** found * (1 - hits / n) ** (n - found) for found in range(n + 1)]
+    below = np.cumsum(mass)
+    values = {"recall@1": np.repeat([1.0, 0.0], [hits, n - hits]), "mrr": np.linspace(0, 1, n)}
+    intervals = bootstrap_intervals(values, n_resamples=3000, confidence_level=0.9)
+    expected = [np.searchsorted(below, tail) / n for tail in (0.05, 0.95)]
+    assert intervals["recall@1"] == pytest.approx(expected, abs=1.01 / n)
+    low, high = intervals["mrr"]
+    spread = 1.645 * values["mrr"].std() / math.sqrt(n)
+    assert (low, high) == pytest.approx((0.5 - spread, 0.5 + spread), abs=0.01)
+    assert bootstrap_intervals(values) == bootstrap_intervals(values) != bootstrap_intervals(values, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"n_resamples": 0}, "n_resamples is 0"), ({"confidence_level": 95}, "confidence_level is 95; give a number")],
+)
+def test_bootstrap_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_intervals({"mrr": np.ones(3)}, **settings)
 
 
 @pytest.mark.parametrize("metric", ["recall@1", "recall@10", "precision@1", "precision@5"])

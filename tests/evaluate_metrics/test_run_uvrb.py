@@ -2,8 +2,13 @@
 
 import json
 import os
+import random
+import re
+import signal
 import subprocess
 import sys
+import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import datasets
@@ -36,7 +41,7 @@ def entry(results, key, place=0):
 def test_whole_benchmark(benchmark, stub, stub_log, tmp_path):
     results = run(RunArguments(stub, benchmark, str(tmp_path / "out")))
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["schema"] == "gve/uvrb-results" and results["schema_version"] == 1
+    assert results["schema"] == "gve/uvrb-results" and results["schema_version"] == 2
     assert list(results["models"][0]["datasets"]) == list(TASKS)
     assert all(entry(results, key)["score"] == 1.0 for key in TASKS)
     assert {results["models"][0]["abilities"][name] for name in (*ABILITIES, "avg_abilities", "avg_datasets")} == {1.0}
@@ -143,22 +148,62 @@ def test_broken_items_are_skipped_named_and_counted_as_misses(stub, stub_log, tm
     assert "stub: vdc_o corpus v3: no frames" in text
 
 
+def files(folder):
+    """Every file below a folder with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def kill_and_resume(seed, reference, stub, benchmark, out):
+    """Ends a run by SIGKILL after a random number of the reference run's files, resumes it, compares every byte."""
+    command = [sys.executable, SCRIPT, "--model", stub, "--benchmark", benchmark, "--output", out, "--batch_size", "2"]
+    command += ["--datasets", *KILLED, "--baseline", "random", "--truncate_dim", "16", "8"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    rng = random.Random(seed)
+    n_files = rng.randrange(len(reference))
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and sum(path.is_file() for path in out.rglob("*")) < n_files:
+        time.sleep(0.002)
+    time.sleep(rng.random() * 0.02)
+    process.kill()
+    process.wait()
+    (out / "embeddings").mkdir(parents=True, exist_ok=True)
+    (out / "embeddings" / "half.npz.1.tmp").write_bytes(b"half")  # what a kill within a write leaves
+    run(killed_arguments(stub, benchmark, out))
+    assert files(out) == reference
+    return process.returncode
+
+
+KILLED = ["crb_s", "crb_t", "ms_ti"]
+
+
+def killed_arguments(stub, benchmark, out):
+    return RunArguments(stub, benchmark, str(out), KILLED, ["random"], batch_size=2, truncate_dim=[16, 8])
+
+
+@pytest.mark.parametrize(
+    "seeds", [pytest.param([0], id="one"), pytest.param(range(1, 11), id="ten", marks=pytest.mark.slow)]
+)
+def test_sigkill_and_resume_give_the_same_bytes(benchmark, stub, stub_log, tmp_path, seeds):
+    run(killed_arguments(stub, benchmark, tmp_path / "whole"))
+    reference = files(tmp_path / "whole")
+    codes = [kill_and_resume(seed, reference, stub, benchmark, tmp_path / f"run{seed}") for seed in seeds]
+    assert -signal.SIGKILL in codes
+
+
 def test_two_processes_give_the_results_of_one(benchmark, stub, stub_log, tmp_path):
     keys = ["crb_s", "crb_t", "ms_ti"]
-    run(RunArguments(stub, benchmark, str(tmp_path / "one"), keys))
+    run(RunArguments(stub, benchmark, str(tmp_path / "one"), keys, batch_size=3))
     stub_log.unlink()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launch, SCRIPT, "--model", stub, "--benchmark", benchmark, "--output", tmp_path / "two"]
+    command += ["--batch_size", "3"]  # chunks of 6: two a side, one for each process
     extra = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--datasets", *keys], env={**os.environ, **extra}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     calls = [line.split(" ", 2)[:2] for line in stub_log.read_text().splitlines()]
     assert sorted(calls) == [[rank, str(N_CORPUS // 2)] for rank in "01" for _ in range(len(keys) + 2)]
     assert done.stdout.count("| ms_ti") == 1  # the main process alone prints
-    names = ("results.json", "results.md")
-    assert [(tmp_path / "two" / name).read_bytes() for name in names] == [
-        (tmp_path / "one" / name).read_bytes() for name in names
-    ]
+    assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
 def test_processes_that_do_not_see_each_other_are_told(benchmark, stub, tmp_path, monkeypatch):
@@ -184,6 +229,11 @@ def call(monkeypatch, capsys, *arguments):
         ({"--baseline": "./nowhere"}, "No model at ./nowhere: give the folder"),
         ({"--batch_size": "0"}, "batch_size is 0"),
         ({"--dtype": "int3"}, "dtype is 'int3'; choose auto"),
+        ({"--precision": "int3"}, "precision is 'int3'; choose float32"),
+        ({"--num_frames": "0"}, "num_frames is 0"),
+        ({"--datasets": "msrvtt", "--reverse_time": "crb_t"}, "reverse_time names crb_t, which is not scored"),
+        ({"--classification": "./nowhere"}, "No classification set at ./nowhere"),
+        ({"--model": "mteb:no/such"}, "mteb"),
     ],
 )
 def test_what_the_caller_can_mend_ends_in_one_line(benchmark, stub, tmp_path, monkeypatch, capsys, changes, message):
@@ -240,6 +290,67 @@ def test_command_line_as_a_user_calls_it(benchmark, stub, tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().startswith("run_uvrb: Unknown dataset key(s) nope")
     assert "Traceback" not in done.stderr
+
+
+def test_sweep_and_intervals(benchmark, stub, stub_log, tmp_path):
+    """Every combination, in order; all but the number of frames come from the same embeddings."""
+    args = RunArguments(
+        *(stub, benchmark, str(tmp_path), ["ms_ti", "ms_tv"]), truncate_dim=[16, 2], precision=["float32", "ubinary"]
+    )
+    results = run(args)
+    assert len(stub_log.read_text().splitlines()) == 4
+    settings = [(each["setting"]["truncate_dim"], each["setting"]["precision"]) for each in results["sweep"]]
+    assert settings == [(16, "float32"), (16, "ubinary"), (2, "float32"), (2, "ubinary")]
+    assert [each["datasets"]["ms_ti"]["bytes_per_vector"] for each in results["sweep"]] == [64, 2, 8, 1]
+    scores = [each["abilities"]["CMP"] for each in results["sweep"]]
+    assert scores[0] == 1.0 > scores[3]  # two signs tell at most four videos apart
+    assert results["models"][0]["setting"] == results["sweep"][0]["setting"]
+    assert entry(results, "ms_ti")["interval"] == [1.0, 1.0] and entry(results, "ms_ti")["misses"] == []
+    text = (tmp_path / "results.md").read_text()
+    assert "## Test-time scaling" in text and text.count("ubinary") == 2
+    with pytest.raises(UvrbError, match="truncate_dim is 17; the model's vectors have 16"):
+        run(RunArguments(stub, benchmark, str(tmp_path), ["ms_ti"], truncate_dim=[17]))
+
+
+def test_worst_misses_are_the_furthest_down(benchmark, stub_log, tmp_path):
+    wrong = write_stub(tmp_path / "wrong", shift=1)
+    results = run(RunArguments(wrong, benchmark, str(tmp_path / "out"), ["msrvtt"], ["random"]))
+    misses = entry(results, "msrvtt")["misses"]
+    assert len(misses) == 3 and misses[0]["rank"] >= misses[1]["rank"] >= misses[2]["rank"] > 1
+    for miss in misses:
+        number = int(miss["query"][1:])
+        assert miss["relevant"] == f"v{number}" and miss["retrieved"] == f"v{(number + 1) % N_CORPUS}"
+    low, high = entry(results, "msrvtt", 1)["interval"]
+    assert low <= entry(results, "msrvtt", 1)["score"] <= high and low < high
+
+
+def test_report_holds_everything_and_loads_nothing(benchmark, stub_log, tmp_path):
+    wrong = write_stub(tmp_path / "wrong", shift=1)
+    results = run(RunArguments(wrong, benchmark, str(tmp_path / "out")))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|<script|@import|url\(", page)
+    for part in ("data:image/png;base64,", "GVE-7B", "Worst misses", "Spearman above", "do not compare"):
+        assert part in page
+    for miss in entry(results, "crb_t")["misses"][:1]:
+        assert f"crb_t: {miss['query']}" in page and f"at rank {miss['rank']}: {miss['relevant']}" in page
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+
+
+class Balance(HTMLParser):
+    """Tags that are still open."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
 def test_random_directions_depend_on_content_only():

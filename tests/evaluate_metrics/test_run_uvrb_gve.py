@@ -10,7 +10,10 @@ from PIL import Image
 from tiny_benchmark import write_benchmark
 
 from dataset_builders.uvrb.tasks import TASKS
+from evaluate_metrics.diagnostics import reverse_frames
 from evaluate_metrics.run_uvrb import RunArguments, run
+from modeling_gve import GVEProcessor
+from modeling_gve.video_gve import load_video
 
 
 KEYS = ["didemo", "ms_ti", "msrvtt_i2v", "lovr_c2v"]
@@ -71,6 +74,32 @@ def test_a_saved_random_model_is_scored_as_by_hand(repo, model, processor, tmp_p
     (skipped,) = entries["lovr_c2v"]["skipped"]["queries"]
     assert skipped["id"] == "q0" and skipped["reason"]
     assert all(0 <= entry["score"] <= 1 and not entry["skipped"]["corpus"] for entry in entries.values())
+
+
+def test_frames_and_reversal_reach_the_model(repo, model, tmp_path):
+    """With 4 frames the scores are those of a processor that reads 4, and so is the preference over the reversal."""
+    videos = [{"id": f"v{n}", "video": as_video(n)} for n in range(6)]
+    bench = write_benchmark(tmp_path / "bench", ["crb_t"], corpus=videos, query=query)
+    args = RunArguments(
+        *(repo, bench, str(tmp_path / "out"), ["crb_t"]), batch_size=4, num_frames=[4, 8], reverse_time=["crb_t"]
+    )
+    results = run(args)
+    assert [each["setting"]["num_frames"] for each in results["sweep"]] == [4, 8]
+    processor = GVEProcessor.from_pretrained(repo, num_frames=4)
+    texts = model.encode([query(TASKS["crb_t"], n)["text"] for n in range(6)], processor, TASKS["crb_t"].instruction)
+    clips = [load_video(row["video"], 4) for row in videos]
+    sides = [model.encode([{"video": c} for c in each], processor) for each in (clips, map(reverse_frames, clips))]
+    ranks = ((texts @ sides[0].T) >= (texts * sides[0]).sum(1, keepdim=True) - 1e-6).sum(1)
+    assert results["sweep"][0]["datasets"]["crb_t"]["scores"]["mrr"] == pytest.approx(float((1 / ranks).mean()))
+    margins = ((texts * sides[0]).sum(1) - (texts * sides[1]).sum(1)).numpy()
+    assert (abs(margins) > 1e-6).all()  # the model tells a clip from its reversal
+    found = results["models"][0]["reverse_time"]["crb_t"]
+    assert found["preferred"] == pytest.approx((margins > 0).mean())
+    assert found["mean_margin"] == pytest.approx(margins.mean(), abs=1e-6)
+    assert "own reversal" in (tmp_path / "out" / "report.html").read_text()
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/jpeg") >= 8 * bool(
+        results["models"][0]["datasets"]["crb_t"]["misses"]
+    )
 
 
 def cut_a_query(config, rows):
