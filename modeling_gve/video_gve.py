@@ -379,10 +379,13 @@ def _with_pyav(data, num_frames, limits):
     index = _read_index(data, limits)
     if index.shown:
         wanted = [index.shown[place] for place in uniform_indices(len(index.shown), num_frames)]
-        frames = _decode_wanted(data, limits, index, set(wanted))
+        try:
+            frames = _decode_wanted(data, limits, index, set(wanted))
+        except VideoError:  # damage, or H.264 that misses what precedes a keyframe: decoding it all tells which
+            frames = {}
         if frames.keys() >= set(wanted):
             return _as_video([frames[stamp] for stamp in wanted], wanted, index.time_base, limits)
-    # No usable stamps, or packets that show nothing: count what comes out, in the order in which it comes.
+    # Otherwise, or where packets show nothing: count what comes out, in the order in which it comes.
     stamps = [frame.pts for frame in _decode_all(data, limits)]
     chosen = uniform_indices(_at_least_one(len(stamps)), num_frames)
     places = set(chosen.tolist())
@@ -411,6 +414,8 @@ def _read_index(data, limits):
     with container:
         stream = _video_stream(container)
         context = stream.codec_context
+        if not context.width:  # FFmpeg leaves it out where it refuses it
+            raise VideoError(f"its frames have no size, or more than {limits.max_pixels} pixels (max_pixels)")
         _check_pixels(context.width, context.height, limits)
         _check_duration((container.duration or 0) / av.time_base, limits)
         if stream.duration:
