@@ -531,10 +531,15 @@ def _check_sound(frame):
 
 
 def _open_container(data, limits):
-    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": str(limits.max_pixels)}
+    options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", "max_pixels": _coded_pixels(limits)}
     # A path in full is never taken for a protocol; words in another encoding do not matter.
     file = io.BytesIO(data) if isinstance(data, bytes) else f"file:{os.path.abspath(data)}"
     return av.open(file, options=options, metadata_errors="replace")
+
+
+def _coded_pixels(limits):
+    """The limit as FFmpeg has it, on pixels before the codec's padding is cut away."""
+    return str(2 * limits.max_pixels)
 
 
 def _packets(container, streams):
@@ -556,7 +561,7 @@ def _video_stream(container):
 def _decoding_stream(container, limits):
     stream = _video_stream(container)
     context = stream.codec_context
-    context.options = {"err_detect": "crccheck+explode", "max_pixels": str(limits.max_pixels)}
+    context.options = {"err_detect": "crccheck+explode", "max_pixels": _coded_pixels(limits)}
     if context.name in ("h264", "hevc"):  # faster; and H.264 frames say that they are damaged in this mode only
         context.thread_type, context.thread_count = "FRAME", 2
     return stream
