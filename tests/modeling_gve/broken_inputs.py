@@ -69,7 +69,7 @@ def encode(
     path, codec="libx264", pixels="yuv420p", size=(64, 96), count=24, rate=8, stamps=None, format=None, **options
 ):
     """Write a still clip; `stamps` in milliseconds replace the constant rate, `options` are the codec's."""
-    movflags, format = options.pop("movflags", None), options.pop("format", None)
+    movflags = options.pop("movflags", None)
     with av.open(str(path), "w", format=format, options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = size
