@@ -20,11 +20,9 @@ from transformers import (
 )
 
 from .configuration_gve import DEFAULT_INSTRUCTION, GVEConfig, check_limits
-from .video_gve import load_image, load_video, mean_spacing
+from .video_gve import DEFAULT_LIMITS, MediaLimits, load_image, load_video, mean_spacing
 
 
-# Not in the paper: the least tokens of a frame, which is Qwen2.5-VL's for images; a smaller picture is enlarged.
-MIN_TOKENS_PER_FRAME = 4
 MAX_ASPECT_RATIO = 200  # of transformers' resizing
 ITEM_KEYS = ("text", "image", "video", "instruction", "fps", "times")
 
@@ -41,6 +39,7 @@ class PreparedItem:
         image (`np.ndarray` of shape `(H, W, 3)`, *optional*): uint8 RGB.
         frames (`np.ndarray` of shape `(T, H, W, 3)`, *optional*): uint8 RGB.
         spacing (`float`): mean distance of the frames in seconds.
+        cut_tokens (`int`): tokens of its texts that `max_length` cut away; set by `collate`.
     """
 
     instruction: str
@@ -48,6 +47,7 @@ class PreparedItem:
     image: np.ndarray | None = None
     frames: np.ndarray | None = None
     spacing: float = 0.0
+    cut_tokens: int = 0
 
 
 class GVEProcessor(ProcessorMixin):
@@ -65,6 +65,8 @@ class GVEProcessor(ProcessorMixin):
         max_tokens_per_frame (`int`, defaults to 200): a frame or image gets strictly fewer visual tokens.
         max_length (`int`, defaults to 8192): most tokens of an input; only text is cut to fit.
         instruction (`str`, *optional*): system text of an item that brings none.
+        decoder (`str`, defaults to `"auto"`): which library reads videos, see `decode_video`.
+        max_pixels, max_seconds, max_bytes: files beyond them are refused, see `MediaLimits`.
 
     Raises:
         ValueError: a limit is out of range, or the tokenizer lacks a special token.
@@ -79,6 +81,10 @@ class GVEProcessor(ProcessorMixin):
         max_tokens_per_frame: int = 200,
         max_length: int = 8192,
         instruction: str = DEFAULT_INSTRUCTION,
+        decoder: str = "auto",
+        max_pixels: int = DEFAULT_LIMITS.max_pixels,
+        max_seconds: float = DEFAULT_LIMITS.max_seconds,
+        max_bytes: int = DEFAULT_LIMITS.max_bytes,
         chat_template: str | None = None,
     ):
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
@@ -87,9 +93,11 @@ class GVEProcessor(ProcessorMixin):
         self.max_tokens_per_frame = max_tokens_per_frame
         self.max_length = max_length
         self.instruction = instruction
+        self.decoder = decoder
+        self.max_pixels, self.max_seconds, self.max_bytes = max_pixels, max_seconds, max_bytes
         for vision in (image_processor, video_processor):
             pixels = (vision.patch_size * vision.merge_size) ** 2
-            vision.size.shortest_edge = MIN_TOKENS_PER_FRAME * pixels
+            vision.size.shortest_edge = pixels  # of one token: only what is smaller still is enlarged
             vision.size.longest_edge = (max_tokens_per_frame - 1) * pixels
         self._layout = _ChatLayout(tokenizer)
 
@@ -163,10 +171,12 @@ class GVEProcessor(ProcessorMixin):
             raise ValueError("item has none of text, image and video")
         fallback = self.instruction if instruction is None else instruction
         prepared = PreparedItem(_checked_text(item, "instruction", fallback), _checked_text(item, "text", ""))
+        limits = MediaLimits(self.max_pixels, self.max_seconds, self.max_bytes)
         if "image" in item:
-            prepared.image = load_image(item["image"])
+            prepared.image = load_image(item["image"], limits)
         if "video" in item:
-            frames, times = load_video(item["video"], self.num_frames, item.get("fps"), item.get("times"))
+            clock = item.get("fps"), item.get("times")
+            frames, times = load_video(item["video"], self.num_frames, *clock, self.decoder, limits)
             prepared.frames, prepared.spacing = frames, mean_spacing(times)
         elif "fps" in item or "times" in item:
             raise ValueError("item has fps or times but no video")
@@ -253,7 +263,7 @@ class _ChatLayout:
         self._tail = [end, *newline, self._start, *assistant, self.end_of_text]
 
     def token_ids(self, prepared, counts, max_length):
-        """Token ids of each item, cut to `max_length` in its texts only.
+        """Token ids of each item, cut to `max_length` in its texts only; each `cut_tokens` is set.
 
         Args:
             prepared (list of `PreparedItem`): B items.
@@ -264,17 +274,20 @@ class _ChatLayout:
         user_texts = [item.text if any(count) else f"user\n{item.text}" for item, count in zip(prepared, counts)]
         pieces = self._tokenize([*system_texts, *user_texts])
         system_ids = dict(zip(system_texts, pieces))
-        rows, cut = [], 0
+        rows = []
         for item, count, user in zip(prepared, counts, pieces[len(system_texts) :]):
             system, visual = system_ids[f"system\n{item.instruction}"], self._visual(*count)
             room = max_length - self.fixed_length(*count)
             system_room = len(self._system) + room
             user_room = (0 if visual else len(self._user)) + max(system_room - len(system), 0)
-            cut += len(system) > system_room or len(user) > user_room
+            item.cut_tokens = max(len(system) - system_room, 0) + max(len(user) - user_room, 0)
             row = [self._start, *system[:system_room], *self._user_start, *visual, *user[:user_room], *self._tail]
             rows.append(row)
-        if cut:
-            logger.warning("max_length=%d: text of %d of %d items was cut at its end", max_length, cut, len(rows))
+        if cut := [item.cut_tokens for item in prepared if item.cut_tokens]:
+            logger.warning(
+                "max_length=%d: text of %d of %d items was cut at its end, by %d tokens in all",
+                *(max_length, len(cut), len(rows), sum(cut)),
+            )
         return rows
 
     def fixed_length(self, image_count, video_count):

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features, Value, Video
 from datasets import Image as ImageFeature
 from PIL import Image
-from rendering import draw_frames
+from rendering import draw_frames, write_video
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
@@ -84,6 +84,15 @@ def test_the_clock_of_the_frames_matters(model, processor):
     slow, fast, again = model.encode([{"video": clip(fps=rate)} for rate in (1, 8, 1)], processor)
     assert (slow - fast).abs().max() > 1e-3
     torch.testing.assert_close(slow, again)
+
+
+def test_the_clock_inside_a_file_matters(model, processor, tmp_path):
+    """The same frames in two files: only the presentation times differ."""
+    paths = [write_video(tmp_path / f"{rate}.mp4", draw_frames(8), fps=rate) for rate in (1, 8)]
+    videos = [decode_video(path) for path in paths]
+    assert (videos[0].frames == videos[1].frames).all() and videos[0].times[-1] == 8 * videos[1].times[-1]
+    slow, fast = model.encode([{"video": path} for path in paths], processor)
+    assert (slow - fast).abs().max() > 1e-3
 
 
 def test_the_order_of_the_frames_matters(model, processor):

@@ -1,5 +1,7 @@
 """Inputs: the chat layout, real clocks, limits on tokens, and truncation that spares visual and pooled tokens."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def clip(num_frames=8, fps=2.0, **kwargs):
 
 
 def stock_processor(tokenizer):
-    shape = {"patch_size": 7, "size": {"shortest_edge": 784, "longest_edge": 3136}}
+    shape = {"patch_size": 7, "size": {"shortest_edge": 196, "longest_edge": 3136}}
     video_processor = Qwen2VLVideoProcessor(cap_pixels_per_frame=False, **shape)
     return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(**shape), tokenizer, video_processor)
 
@@ -161,6 +163,50 @@ def test_truncation_spares_visual_and_pooled_tokens(max_length, gve_config, toke
         assert text.endswith("<|im_end|>\n<|im_start|>assistant\n<|endoftext|>")
     assert DEFAULT_INSTRUCTION in tokenizer.decode(batch["input_ids"][1])
     assert f"max_length={max_length}: text of 3 of 3 items was cut" in caplog.text
+
+
+def test_a_very_long_text_keeps_all_visual_tokens_and_says_how_much_it_cut(gve_config, tokenizer, caplog):
+    config = GVEConfig(gve_config.backbone_config, max_tokens_per_frame=17)
+    whole = GVEProcessor.from_config(
+        GVEConfig(config.backbone_config, max_tokens_per_frame=17, max_length=10**6), tokenizer
+    )
+    item = {"text": "moves " * 20_000, "video": clip()}
+    prepared = whole.prepare(item), GVEProcessor.from_config(config, tokenizer).prepare(item)
+    full = whole.collate(prepared[:1])["input_ids"][0]
+    assert prepared[0].cut_tokens == 0 and not caplog.text
+    cut = GVEProcessor.from_config(config, tokenizer).collate(prepared[1:])["input_ids"][0]
+    assert len(cut) == config.max_length == 8192
+    assert prepared[1].cut_tokens == len(full) - len(cut) > 10_000
+    assert f"text of 1 of 1 items was cut at its end, by {len(full) - len(cut)} tokens in all" in caplog.text
+    video_pad = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    assert (cut == video_pad).sum() == (full == video_pad).sum() == 64
+    assert cut[-1] == full[-1] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+
+def test_small_pictures_keep_few_tokens(processor):
+    """No lower bound: as many tokens as the picture fills, one at least."""
+    sides = [(1, 1), (14, 14), (5, 40), (14, 42), (28, 28)]
+    batch = processor([{"image": np.zeros((*side, 3), np.uint8)} for side in sides])
+    assert (batch["image_grid_thw"].prod(1) // 4).tolist() == [1, 1, 3, 3, 4]
+    small = processor({"video": VideoFrames(np.zeros((8, 1, 1, 3), np.uint8), np.arange(8))})
+    assert small["video_grid_thw"].tolist() == [[4, 2, 2]]
+    with pytest.raises(ValueError, match="4096 x 16 pixels: its sides may differ 16 times at most"):
+        processor({"video": VideoFrames(np.zeros((8, 16, 4096, 3), np.uint8), np.arange(8))})
+
+
+def test_limits_and_decoder_are_the_processors_settings_and_are_saved(processor, video_path, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["decoder"] == "auto"
+    for settings, words in [
+        ({"max_seconds": 1}, "max_seconds"),
+        ({"max_pixels": 100}, "max_pixels"),
+        ({"max_bytes": 100}, "max_bytes"),
+        ({"decoder": "mine"}, "decoder='mine': use auto"),
+    ]:
+        strict = GVEProcessor.from_pretrained(tmp_path, **settings)
+        with pytest.raises(ValueError, match=words):
+            strict({"video": video_path})
+        assert strict({"video": clip()})["video_grid_thw"].tolist() == [[4, 8, 8]]
 
 
 def test_visual_tokens_above_the_limit_are_an_error(gve_config, tokenizer):
