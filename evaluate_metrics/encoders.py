@@ -15,7 +15,7 @@ from evaluate_metrics.retrieval_data import UvrbError, digest_item
 from modeling_gve import GVEModel
 
 
-BACKBONES = ("qwen2_5_vl",)
+BACKBONES = ("qwen2_5_vl", "qwen3_vl")
 CHUNK_BATCHES = 8  # batches handed to `encode` at once, so that it can sort by length and memory stays bounded
 MODEL_FILES = (".json", ".safetensors", ".bin", ".py", ".jinja", ".txt", ".model")
 
@@ -61,7 +61,7 @@ class GVEEncoder:
     def _load(self):
         try:
             if PretrainedConfig.get_config_dict(self.folder)[0].get("model_type") in BACKBONES:
-                model = GVEModel.from_backbone(str(self.folder), dtype=self.dtype, **frame_limit(self.folder))
+                model = GVEModel.from_pretrained(str(self.folder), dtype=self.dtype, **frame_limit(self.folder))
             else:
                 model = AutoModel.from_pretrained(self.folder, trust_remote_code=True, dtype=self.dtype)
         except (OSError, ValueError) as error:

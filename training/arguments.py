@@ -94,7 +94,7 @@ class ModelArguments:
             _check_number(self, name, 1, float("inf"), integer=True)
 
     def input_limits(self):
-        """Arguments of `GVEModel.from_backbone`."""
+        """Arguments of `GVEModel.from_pretrained` for a backbone."""
         names = ("num_frames", "max_tokens_per_frame", "max_length")
         return {name: getattr(self, name) for name in names}
 

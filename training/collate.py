@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from modeling_gve import PreparedItem
-from modeling_gve.video_gve import mean_spacing
 
 
 # Fixed cost of one more forward and backward pass, in tokens: what splitting a batch by length has to save. Of the
@@ -58,8 +57,7 @@ class PairCollator:
         if side.image is not None:
             prepared.image = self.store[side.image].frames[0]
         if side.video is not None:
-            prepared.frames, times = self.store[side.video]
-            prepared.spacing = mean_spacing(times)
+            prepared.frames, prepared.times = self.store[side.video]
         return prepared
 
     def batch(self, pairs, negatives, num_negatives):

@@ -107,7 +107,7 @@ def load_model(arguments):
         if config.get("model_type") == "gve":
             model = GVEModel.from_pretrained(arguments.model, dtype=torch.float32)
         else:
-            model = GVEModel.from_backbone(arguments.model, dtype=torch.float32, **arguments.input_limits())
+            model = GVEModel.from_pretrained(arguments.model, dtype=torch.float32, **arguments.input_limits())
         return model, GVEProcessor.for_model(arguments.model, model.config)
     except (OSError, KeyError) as error:
         raise ValueError(f"cannot start from model {arguments.model!r}: {' '.join(str(error).split())}") from error

@@ -158,7 +158,7 @@ def test_gradients_are_those_without_checkpointing(gve_config, processor):
 @pytest.mark.parametrize("made", ["new", "from_backbone"])
 def test_attention_is_causal_and_can_be_exchanged(made, gve_config, backbone_checkpoint, processor, mixed_items):
     model = (
-        GVEModel(copy.deepcopy(gve_config)).eval() if made == "new" else GVEModel.from_backbone(backbone_checkpoint)
+        GVEModel(copy.deepcopy(gve_config)).eval() if made == "new" else GVEModel.from_pretrained(backbone_checkpoint)
     )
     GVEConfig(backbone_config=model.config.backbone_config)  # must leave the model as it is
     modules = (model.config, model.backbone.visual.config, model.backbone.language_model.config)
@@ -174,7 +174,7 @@ def test_from_backbone_takes_the_body_and_drops_the_head(legacy_names, backbone_
     full = Qwen2_5_VLForConditionalGeneration.from_pretrained(backbone_checkpoint)
     full.save_pretrained(tmp_path, save_original_format=legacy_names)
     assert ("visual.merger.ln_q.weight" in load_file(tmp_path / "model.safetensors")) == legacy_names
-    model = GVEModel.from_backbone(str(tmp_path), max_tokens_per_frame=17)
+    model = GVEModel.from_pretrained(str(tmp_path), max_tokens_per_frame=17)
     body = full.model.state_dict()
     assert {f"backbone.{name}" for name in body} == set(model.state_dict())
     assert all((model.state_dict()[f"backbone.{name}"] == value).all() for name, value in body.items())
@@ -187,7 +187,7 @@ def test_from_backbone_takes_the_body_and_drops_the_head(legacy_names, backbone_
 
 
 def test_from_backbone_in_another_precision(backbone_checkpoint):
-    model = GVEModel.from_backbone(backbone_checkpoint, dtype=torch.bfloat16)
+    model = GVEModel.from_pretrained(backbone_checkpoint, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} and model.dtype == torch.bfloat16
     with torch.no_grad():
         assert model(input_ids=torch.tensor([[1, 2, 3]])).embeddings.dtype == torch.float32
@@ -201,11 +201,11 @@ def test_from_backbone_refuses_a_checkpoint_with_missing_weights(missing, backbo
     del weights[key]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"leaves 1 weights unset, such as .*{missing}"):
-        GVEModel.from_backbone(str(tmp_path))
+        GVEModel.from_pretrained(str(tmp_path))
 
 
 def test_a_model_from_a_backbone_encodes_without_a_processor(backbone_checkpoint, processor):
-    model = GVEModel.from_backbone(backbone_checkpoint, max_tokens_per_frame=17)
+    model = GVEModel.from_pretrained(backbone_checkpoint, max_tokens_per_frame=17)
     items = ["a", {"video": clip()}]
     assert (model.encode(items) == model.encode(items, processor)).all()
     assert model._own_processor().max_tokens_per_frame == 17
