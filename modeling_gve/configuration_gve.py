@@ -158,7 +158,7 @@ class GVEConfig(PretrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config.get("model_type") in BACKBONES:
-            dtype = config.get("dtype", config.get("torch_dtype"))
+            dtype = config.get("dtype") or config.get("torch_dtype")  # as it was called before transformers 4.56
             # Code that the backbone's repo brings would otherwise be named, and asked for, by the model made of it.
             backbone = {key: value for key, value in config.items() if key not in ("architectures", "auto_map")}
             config = {"model_type": cls.model_type, "backbone_config": backbone, "dtype": dtype}

@@ -59,12 +59,21 @@ def test_a_converted_repo_is_as_complete_as_a_saved_one(full_model, tokenizer, t
     assert "chat_template.jinja" in saved and "modeling_gve.py" in saved
     converted = {file.name: file.read_bytes() for file in target.iterdir()}
     assert set(converted) == {*saved, "README.md", "LICENSE"}
-    for name in set(saved) - {"model.safetensors"}:  # its tensors may stand in another order
+    for name in set(saved) - {"model.safetensors", "config.json"}:  # tensors may stand in another order
         assert converted[name] == saved[name], name
+    ours, theirs = (json.loads(files["config.json"]) for files in (converted, saved))
+    assert ours["dtype"] == theirs["dtype"] and without_dtypes(ours) == without_dtypes(theirs)
     processor = GVEProcessor.from_pretrained(target)
     assert all(getattr(processor, name) == value for name, value in limits.items())
     card = ModelCard.load(target / "README.md")
     assert card.data.license == "other" and card.data.license_name == "research" and "target" in card.text
+
+
+def without_dtypes(config):
+    """A configuration without its parts' own dtypes, which a loaded model fills in."""
+    if not isinstance(config, dict):
+        return config
+    return {key: without_dtypes(value) for key, value in config.items() if key != "dtype"}
 
 
 def test_the_command_prints_the_folder_or_one_line(full_model, tokenizer, tmp_path, capsys):
