@@ -301,19 +301,19 @@ class _EqualWindows:
 
 
 class GVEPatchEmbed(_LinearPatches, Qwen2_5_VisionPatchEmbed):
-    pass
+    """Patch embedding of Qwen2.5-VL."""
 
 
 class GVEVisionAttention(_EqualWindows, Qwen2_5_VLVisionAttention):
-    pass
+    """Vision attention of Qwen2.5-VL, whose layers attend in windows or in frames."""
 
 
 class GVEQwen3PatchEmbed(_LinearPatches, Qwen3VLVisionPatchEmbed):
-    pass
+    """Patch embedding of Qwen3-VL."""
 
 
 class GVEQwen3VisionAttention(_EqualWindows, Qwen3VLVisionAttention):
-    pass
+    """Vision attention of Qwen3-VL, whose layers all attend in frames."""
 
 
 _FAST_CLASSES = {

@@ -337,7 +337,7 @@ class _ChatLayout:
         return self._fixed_length(self._visual(image_count, video_count, clock_texts))
 
     def __deepcopy__(self, memo):
-        return self  # never changes; a processor copies its attributes when it is saved, and a vocabulary is large
+        return self  # its result never changes; a processor is copied when it is saved, and a vocabulary is large
 
     def _fixed_length(self, visual):
         opening = visual or self._user

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import body_embeddings, clip, write_checkpoint
 from rendering import draw_frames
 from safetensors.torch import load_file, save_file
+from tiny_backbones import body_embeddings, clip, write_checkpoint
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import body_embeddings, write_checkpoint
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from tiny_backbones import body_embeddings, write_checkpoint
 from transformers import Qwen3VLForConditionalGeneration
 
 import modeling_gve
