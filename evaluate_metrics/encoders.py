@@ -22,7 +22,7 @@ from modeling_gve import GVEModel
 from modeling_gve.video_gve import load_image, load_video
 
 
-BACKBONES = ("qwen2_5_vl",)
+BACKBONES = ("qwen2_5_vl", "qwen3_vl")
 MODEL_FILES = (".json", ".safetensors", ".bin", ".py", ".jinja", ".txt", ".model")
 NUM_FRAMES = 8  # of a video, by the paper's protocol
 
@@ -85,7 +85,7 @@ class GVEEncoder:
         try:
             if _config(self.folder).get("model_type") in BACKBONES:
                 limits = {**frame_limit(self.folder), **self.limits}
-                model = GVEModel.from_backbone(str(self.folder), dtype=self.dtype, **limits)
+                model = GVEModel.from_pretrained(str(self.folder), dtype=self.dtype, **limits)
             else:
                 model = AutoModel.from_pretrained(self.folder, trust_remote_code=True, dtype=self.dtype)
                 if self.limits:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionPatchEmbed,
@@ -14,11 +14,19 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
     eager_attention_forward,
 )
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration_gve import GVEConfig
 from .processing_gve import GVEProcessor
+
+
+# Keys of a backbone's checkpoint and where they belong: with and without its head, before and after transformers 4.52.
+CHECKPOINT_KEYS = {
+    r"^(?:model\.)?(visual|language_model)\.": r"backbone.\1.",
+    r"^model\.(?=embed_tokens\.|layers\.|norm\.)": "backbone.language_model.",
+}
 
 
 @dataclass
@@ -43,7 +51,7 @@ class GVEModel(PreTrainedModel):
     base_model_prefix = "backbone"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -56,31 +64,33 @@ class GVEModel(PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, path: str, dtype="auto", **limits) -> "GVEModel":
-        """Start from a Qwen2.5-VL checkpoint with its language-model head, which is dropped.
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs) -> "GVEModel":
+        """Load a GVE repo, or start from a backbone with its language-model head, which is never read.
+
+        Takes GVE's own key layout and those of `Qwen2_5_VLForConditionalGeneration` and
+        `Qwen3VLForConditionalGeneration`, whether saved by old or new versions of transformers, and of their
+        subclasses, such as the authors' GVE-3B and GVE-7B.
 
         Args:
-            path (`str`): directory or Hub id.
-            dtype (`torch.dtype` or `str`, defaults to `"auto"`): of the weights; `"auto"` is the checkpoint's own.
-            limits: further arguments of [`GVEConfig`].
+            pretrained_model_name_or_path (`str` or `os.PathLike`): directory or Hub id.
+            output_loading_info (`bool`, defaults to `False`): return also what transformers says of the keys.
+            kwargs: arguments of `PreTrainedModel.from_pretrained`, and limits of [`GVEConfig`].
 
         Raises:
-            ValueError: the checkpoint leaves weights of the body unset.
+            ValueError: the checkpoint lacks weights, which the message lists, or is of another family.
         """
-        full, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        unset = {key for key in info["missing_keys"] if not key.startswith("lm_head")}
-        unset |= {key for key, *_ in info["mismatched_keys"]}
-        if unset:
-            example = sorted(unset)[0]
-            raise ValueError(f"{path}: leaves {len(unset)} weights unset, such as {example}; use a full checkpoint")
-        attention = full.config._attn_implementation
-        config = GVEConfig(backbone_config=full.config, dtype=full.dtype, attn_implementation=attention, **limits)
-        with torch.device("meta"):  # a shell: all weights are the backbone's
-            model = cls(config)
-        model.backbone = full.model
-        batch_equal_windows(model.backbone.visual)
-        config.name_or_path = path
-        return model.eval()
+        kwargs.setdefault("key_mapping", CHECKPOINT_KEYS)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: lacks {len(missing)} weights, use a full checkpoint; "
+                f"missing: {', '.join(missing)}"
+            )
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Save the model and its code, in one key layout wherever the weights came from."""
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -111,13 +121,16 @@ class GVEModel(PreTrainedModel):
             image_grid_thw (`torch.LongTensor` of shape `(num_images, 3)`, *optional*): their grids of patches.
             pixel_values_videos (`torch.FloatTensor` of shape `(video_patches, C)`, *optional*): patches of all videos.
             video_grid_thw (`torch.LongTensor` of shape `(num_videos, 3)`, *optional*): their grids of patches.
-            second_per_grid_ts (`torch.FloatTensor` of shape `(num_videos,)`, *optional*): seconds of a temporal patch.
+            second_per_grid_ts (`torch.FloatTensor` of shape `(num_videos,)`, *optional*): seconds of a temporal patch,
+                where the backbone does not read the times of frames as text.
 
         Raises:
-            ValueError: videos came without `second_per_grid_ts`.
+            ValueError: videos came without the `second_per_grid_ts` that the backbone needs.
         """
-        if pixel_values_videos is not None and second_per_grid_ts is None:
-            raise ValueError("videos came without second_per_grid_ts: their clock is part of the input")
+        if not self.config.times_in_text:
+            if pixel_values_videos is not None and second_per_grid_ts is None:
+                raise ValueError("videos came without second_per_grid_ts: their clock is part of the input")
+            kwargs["second_per_grid_ts"] = second_per_grid_ts
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if mm_token_type_ids is None:  # without them the backbone would place visual tokens as if they were text
@@ -133,7 +146,6 @@ class GVEModel(PreTrainedModel):
             image_grid_thw=image_grid_thw,
             pixel_values_videos=pixel_values_videos,
             video_grid_thw=video_grid_thw,
-            second_per_grid_ts=second_per_grid_ts,
             use_cache=False,
             **kwargs,
         ).last_hidden_state
@@ -240,15 +252,16 @@ def _rough_length(item):
     return item.get("video") is not None, item.get("image") is not None, len(str(item.get("text") or ""))
 
 
-class GVEPatchEmbed(Qwen2_5_VisionPatchEmbed):
+class _LinearPatches:
     """Patch embedding as one matrix product: a convolution whose stride is its kernel is a linear map of patches."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.proj.weight
-        return nn.functional.linear(hidden_states.to(weight.dtype).view(-1, weight[0].numel()), weight.flatten(1))
+        patches = hidden_states.to(weight.dtype).view(-1, weight[0].numel())
+        return nn.functional.linear(patches, weight.flatten(1), self.proj.bias)
 
 
-class GVEVisionAttention(Qwen2_5_VLVisionAttention):
+class _EqualWindows:
     """Vision attention that runs all windows of one length in one call instead of one call a window."""
 
     def forward(self, hidden_states, cu_seqlens, position_embeddings=None, max_seqlen=None, **kwargs):
@@ -287,21 +300,42 @@ class GVEVisionAttention(Qwen2_5_VLVisionAttention):
         return torch.cat(outputs)[torch.cat(rows).argsort()]
 
 
+class GVEPatchEmbed(_LinearPatches, Qwen2_5_VisionPatchEmbed):
+    """Patch embedding of Qwen2.5-VL."""
+
+
+class GVEVisionAttention(_EqualWindows, Qwen2_5_VLVisionAttention):
+    """Vision attention of Qwen2.5-VL, whose layers attend in windows or in frames."""
+
+
+class GVEQwen3PatchEmbed(_LinearPatches, Qwen3VLVisionPatchEmbed):
+    """Patch embedding of Qwen3-VL."""
+
+
+class GVEQwen3VisionAttention(_EqualWindows, Qwen3VLVisionAttention):
+    """Vision attention of Qwen3-VL, whose layers all attend in frames."""
+
+
+_FAST_CLASSES = {
+    Qwen2_5_VisionPatchEmbed: GVEPatchEmbed,
+    Qwen2_5_VLVisionAttention: GVEVisionAttention,
+    Qwen3VLVisionPatchEmbed: GVEQwen3PatchEmbed,
+    Qwen3VLVisionAttention: GVEQwen3VisionAttention,
+}
+
+
 def batch_equal_windows(visual: nn.Module) -> nn.Module:
-    """Make a Qwen2.5-VL vision tower fast where attention is not packed by a flash kernel.
+    """Make the vision tower of a Qwen2.5-VL or Qwen3-VL fast where attention is not packed by a flash kernel.
 
     Results and gradients stay the same (to rounding), and so does the state dict: only the classes of the patch
     embedding and of the attention modules change.
 
     Args:
-        visual (`nn.Module`): transformers' Qwen2.5-VL vision tower, changed in place. Repeated calls do nothing.
+        visual (`nn.Module`): transformers' vision tower, changed in place. Repeated calls do nothing.
 
     Returns:
         `nn.Module`: the same tower.
     """
-    if isinstance(visual.patch_embed, Qwen2_5_VisionPatchEmbed):
-        visual.patch_embed.__class__ = GVEPatchEmbed
-    for block in visual.blocks:
-        if isinstance(block.attn, Qwen2_5_VLVisionAttention):
-            block.attn.__class__ = GVEVisionAttention
+    for module in visual.modules():
+        module.__class__ = _FAST_CLASSES.get(type(module), type(module))
     return visual

@@ -2,9 +2,11 @@
 """Turning texts, images and videos into the inputs of GVE.
 
 An input is one chat turn: the instruction as system text, then image, video and text of the user, the opening of the
-assistant's answer, and an end-of-text token, whose last hidden state becomes the embedding.
+assistant's answer, and an end-of-text token, whose last hidden state becomes the embedding. Qwen2.5-VL gets the times
+of frames through `second_per_grid_ts`, Qwen3-VL as a text before each temporal patch.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from .configuration_gve import DEFAULT_INSTRUCTION, GVEConfig, check_limits
 from .video_gve import DEFAULT_LIMITS, MediaLimits, load_image, load_video, mean_spacing
@@ -25,6 +28,29 @@ from .video_gve import DEFAULT_LIMITS, MediaLimits, load_image, load_video, mean
 
 MAX_ASPECT_RATIO = 200  # of transformers' resizing
 ITEM_KEYS = ("text", "image", "video", "instruction", "fps", "times")
+# The chat turn above as a template, for tools that render one. It ends in the pooled token, whatever was asked for.
+CHAT_TEMPLATE = """
+{%- set chat = namespace(system=INSTRUCTION, image="", video="", text="") -%}
+{%- for message in messages -%}
+    {%- if message.role == "system" -%}
+        {%- set chat.system = message.content if message.content is string else message.content[0].text -%}
+    {%- elif message.content is string -%}
+        {%- set chat.text = chat.text ~ message.content -%}
+    {%- else -%}
+        {%- for part in message.content -%}
+            {%- if part.type == "image" -%}
+                {%- set chat.image = chat.image ~ "<|vision_start|><|image_pad|><|vision_end|>" -%}
+            {%- elif part.type == "video" -%}
+                {%- set chat.video = chat.video ~ "VIDEO" -%}
+            {%- else -%}
+                {%- set chat.text = chat.text ~ part.text -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{{- "<|im_start|>system\\n" ~ chat.system ~ "<|im_end|>\\n<|im_start|>user\\n" -}}
+{{- chat.image ~ chat.video ~ chat.text ~ "<|im_end|>\\n<|im_start|>assistant\\n<|endoftext|>" -}}
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +64,7 @@ class PreparedItem:
         text (`str`): user text, may be empty.
         image (`np.ndarray` of shape `(H, W, 3)`, *optional*): uint8 RGB.
         frames (`np.ndarray` of shape `(T, H, W, 3)`, *optional*): uint8 RGB.
-        spacing (`float`): mean distance of the frames in seconds.
+        times (`np.ndarray` of shape `(T,)`, *optional*): when the frames are shown, in seconds.
         cut_tokens (`int`): tokens of its texts that `max_length` cut away; set by `collate`.
     """
 
@@ -46,7 +72,7 @@ class PreparedItem:
     text: str = ""
     image: np.ndarray | None = None
     frames: np.ndarray | None = None
-    spacing: float = 0.0
+    times: np.ndarray | None = None
     cut_tokens: int = 0
 
 
@@ -67,6 +93,8 @@ class GVEProcessor(ProcessorMixin):
         instruction (`str`, *optional*): system text of an item that brings none.
         decoder (`str`, defaults to `"auto"`): which library reads videos, see `decode_video`.
         max_pixels, max_seconds, max_bytes: files beyond them are refused, see `MediaLimits`.
+        times_in_text (`bool`, defaults to `False`): write the times of frames as text, as Qwen3-VL reads them, instead
+            of `second_per_grid_ts`.
 
     Raises:
         ValueError: a limit is out of range, or the tokenizer lacks a special token.
@@ -85,6 +113,7 @@ class GVEProcessor(ProcessorMixin):
         max_pixels: int = DEFAULT_LIMITS.max_pixels,
         max_seconds: float = DEFAULT_LIMITS.max_seconds,
         max_bytes: int = DEFAULT_LIMITS.max_bytes,
+        times_in_text: bool = False,
         chat_template: str | None = None,
     ):
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template)
@@ -95,6 +124,7 @@ class GVEProcessor(ProcessorMixin):
         self.instruction = instruction
         self.decoder = decoder
         self.max_pixels, self.max_seconds, self.max_bytes = max_pixels, max_seconds, max_bytes
+        self.times_in_text = times_in_text
         for vision in (image_processor, video_processor):
             pixels = (vision.patch_size * vision.merge_size) ** 2
             vision.size.shortest_edge = pixels  # of one token: only what is smaller still is enlarged
@@ -110,12 +140,14 @@ class GVEProcessor(ProcessorMixin):
             "temporal_patch_size": vision.temporal_patch_size,
             "merge_size": vision.spatial_merge_size,
         }
-        limits = {
-            name: getattr(config, name) for name in ("num_frames", "max_tokens_per_frame", "max_length", "instruction")
-        }
+        if config.times_in_text:  # Qwen3-VL
+            shape |= {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD}
+        names = ("num_frames", "max_tokens_per_frame", "max_length", "instruction", "times_in_text")
+        settings = {name: getattr(config, name) for name in names}
+        settings["chat_template"] = _chat_template(config)
         # The cap on a whole video is for dense sampling; here frames are few and each has its own limit.
         video_processor = Qwen2VLVideoProcessor(cap_pixels_per_frame=False, **shape)
-        return cls(Qwen2VLImageProcessor(**shape), tokenizer, video_processor, **limits)
+        return cls(Qwen2VLImageProcessor(**shape), tokenizer, video_processor, **settings)
 
     @classmethod
     def for_model(cls, path: str, config: GVEConfig) -> "GVEProcessor":
@@ -133,7 +165,8 @@ class GVEProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "mm_token_type_ids", "second_per_grid_ts"]
+        clock = [] if self.times_in_text else ["second_per_grid_ts"]
+        return [*super().model_input_names, "mm_token_type_ids", *clock]
 
     def __call__(self, items, instruction: str | None = None) -> BatchFeature:
         """Inputs of a batch, padded on the right.
@@ -146,7 +179,7 @@ class GVEProcessor(ProcessorMixin):
             `BatchFeature`: `input_ids`, `attention_mask` and `mm_token_type_ids` (0 text, 1 image, 2 video) of shape
             `(B, S)`; with images `pixel_values` and `image_grid_thw` of shape `(num_images, 3)`; with videos
             `pixel_values_videos`, `video_grid_thw` of shape `(num_videos, 3)` and `second_per_grid_ts` of shape
-            `(num_videos,)`, the seconds that one temporal patch spans.
+            `(num_videos,)`, the seconds that one temporal patch spans, unless `times_in_text`.
 
         Raises:
             ValueError: an item has nothing to embed or an unknown key, a medium cannot be read, or the visual tokens
@@ -176,8 +209,7 @@ class GVEProcessor(ProcessorMixin):
             prepared.image = load_image(item["image"], limits)
         if "video" in item:
             clock = item.get("fps"), item.get("times")
-            frames, times = load_video(item["video"], self.num_frames, *clock, self.decoder, limits)
-            prepared.frames, prepared.spacing = frames, mean_spacing(times)
+            prepared.frames, prepared.times = load_video(item["video"], self.num_frames, *clock, self.decoder, limits)
         elif "fps" in item or "times" in item:
             raise ValueError("item has fps or times but no video")
         self._check_size(prepared)
@@ -198,17 +230,35 @@ class GVEProcessor(ProcessorMixin):
         if videos:
             features.update(self.video_processor(videos, do_sample_frames=False, return_metadata=False, **as_they_are))
             video_counts = (features["video_grid_thw"].prod(1) // self.video_processor.merge_size**2).tolist()
-            spacings = torch.tensor(
-                [item.spacing for item in prepared if item.frames is not None], dtype=torch.float64
-            )
-            features["second_per_grid_ts"] = (spacings * self.video_processor.temporal_patch_size).float()
+            if not self.times_in_text:
+                spacings = [mean_spacing(item.times) for item in prepared if item.frames is not None]
+                spacings = torch.tensor(spacings, dtype=torch.float64)
+                features["second_per_grid_ts"] = (spacings * self.video_processor.temporal_patch_size).float()
         image_counts, video_counts = iter(image_counts), iter(video_counts)
         counts = [
-            (0 if item.image is None else next(image_counts), 0 if item.frames is None else next(video_counts))
+            (
+                0 if item.image is None else next(image_counts),
+                0 if item.frames is None else next(video_counts),
+                self._clock_texts(item),
+            )
             for item in prepared
         ]
         rows = self._layout.token_ids(prepared, counts, self.max_length)
         return BatchFeature({**self._pad(rows), **features})
+
+    def _clock_texts(self, item):
+        """Texts before the equal parts of a video's tokens: the times of its temporal patches, else one empty text."""
+        if item.frames is None:
+            return ()
+        if not self.times_in_text:
+            return ("",)
+        step = self.video_processor.temporal_patch_size
+        # From the first frame on: where a container starts its clock says nothing of the content.
+        seconds = np.asarray(item.times, dtype=np.float64) - item.times[0]
+        seconds = np.pad(seconds, (0, -len(seconds) % step), mode="edge")  # as the video processor pads its frames
+        return tuple(
+            f"<{(first + last) / 2:.1f} seconds>" for first, last in zip(seconds[::step], seconds[step - 1 :: step])
+        )
 
     def _pad(self, rows):
         lengths = np.array([len(row) for row in rows])
@@ -233,7 +283,7 @@ class GVEProcessor(ProcessorMixin):
             self._check_aspect(*prepared.frames.shape[1:3])
             patches = self.video_processor.get_num_of_video_patches(*prepared.frames.shape[:3], videos_kwargs={})
             counts[1] = patches // self.video_processor.merge_size**2
-        fixed = self._layout.fixed_length(*counts)
+        fixed = self._layout.fixed_length(*counts, self._clock_texts(prepared))
         if fixed > self.max_length:
             raise ValueError(f"max_length={self.max_length} is less than an item's {fixed} visual and fixed tokens")
 
@@ -254,6 +304,7 @@ class _ChatLayout:
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
+        self._kept = {}
         self.end_of_text = self._special("<|endoftext|>")
         self.image_pad, self.video_pad = self._special("<|image_pad|>"), self._special("<|video_pad|>")
         self._start, end = self._special("<|im_start|>"), self._special("<|im_end|>")
@@ -267,17 +318,19 @@ class _ChatLayout:
 
         Args:
             prepared (list of `PreparedItem`): B items.
-            counts (list of `(int, int)`): their visual tokens in image and video.
+            counts (list of `(int, int, tuple of str)`): their visual tokens in image and video, and the texts before
+                the equal parts of the latter, none without a video.
             max_length (`int`): at least each item's `fixed_length`.
         """
         system_texts = {f"system\n{item.instruction}": None for item in prepared}
-        user_texts = [item.text if any(count) else f"user\n{item.text}" for item, count in zip(prepared, counts)]
+        visuals = [self._visual(*count) for count in counts]
+        user_texts = [item.text if visual else f"user\n{item.text}" for item, visual in zip(prepared, visuals)]
         pieces = self._tokenize([*system_texts, *user_texts])
         system_ids = dict(zip(system_texts, pieces))
         rows = []
-        for item, count, user in zip(prepared, counts, pieces[len(system_texts) :]):
-            system, visual = system_ids[f"system\n{item.instruction}"], self._visual(*count)
-            room = max_length - self.fixed_length(*count)
+        for item, visual, user in zip(prepared, visuals, pieces[len(system_texts) :]):
+            system = system_ids[f"system\n{item.instruction}"]
+            room = max_length - self._fixed_length(visual)
             system_room = len(self._system) + room
             user_room = (0 if visual else len(self._user)) + max(system_room - len(system), 0)
             item.cut_tokens = max(len(system) - system_room, 0) + max(len(user) - user_room, 0)
@@ -290,20 +343,30 @@ class _ChatLayout:
             )
         return rows
 
-    def fixed_length(self, image_count, video_count):
+    def fixed_length(self, image_count, video_count, clock_texts):
         """Tokens that are never cut: all but the instruction and the user's text."""
-        markers = 2 * (image_count > 0) + 2 * (video_count > 0)
-        prompt = 1 + len(self._system) + len(self._user_start) + len(self._user) + len(self._tail)
-        return prompt + markers + image_count + video_count
+        return self._fixed_length(self._visual(image_count, video_count, clock_texts))
 
     def __deepcopy__(self, memo):
-        return self  # never changes; a processor copies its attributes when it is saved, and a vocabulary is large
+        return self  # its result never changes; a processor is copied when it is saved, and a vocabulary is large
 
-    def _visual(self, image_count, video_count):
-        ids = list(self._user) if image_count or video_count else []
-        for pad, count in ((self.image_pad, image_count), (self.video_pad, video_count)):
-            if count:
-                ids += [self._vision_start, *[pad] * count, self._vision_end]
+    def _fixed_length(self, visual):
+        opening = visual or self._user
+        return 1 + len(self._system) + len(self._user_start) + len(opening) + len(self._tail)
+
+    def _visual(self, image_count, video_count, clock_texts):
+        """Ids from the user's name to the last visual token, empty without image and video."""
+        texts = [*([""] if image_count else []), *clock_texts]
+        if not texts:
+            return []
+        texts[0] = "user\n" + texts[0]
+        blocks = [(self.image_pad, image_count)] if image_count else []
+        blocks += [(self.video_pad, video_count // len(clock_texts)) for _ in clock_texts]
+        ids = []
+        for text, (pad, count) in zip(texts, blocks):
+            if text not in self._kept:  # few different ones recur
+                self._kept[text] = self._tokenize([text])[0]
+            ids += [*self._kept[text], self._vision_start, *[pad] * count, self._vision_end]
         return ids
 
     def _tokenize(self, texts):
@@ -312,8 +375,15 @@ class _ChatLayout:
     def _special(self, token):
         index = self._tokenizer.convert_tokens_to_ids(token)
         if index is None or self._tokenizer.convert_ids_to_tokens(index) != token:  # an unknown one becomes another
-            raise ValueError(f"the tokenizer lacks {token}: use one with the special tokens of Qwen2.5-VL")
+            raise ValueError(f"the tokenizer lacks {token}: use one with the special tokens of Qwen-VL")
         return index
+
+
+def _chat_template(config):
+    # Qwen3-VL's processors put the markers of vision around each temporal patch, behind its time.
+    video = "<|video_pad|>" if config.times_in_text else "<|vision_start|><|video_pad|><|vision_end|>"
+    instruction = json.dumps(config.instruction, ensure_ascii=False)
+    return CHAT_TEMPLATE.strip().replace("INSTRUCTION", instruction).replace("VIDEO", video)
 
 
 def _checked_text(item, key, default):

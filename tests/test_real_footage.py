@@ -38,7 +38,7 @@ def write_later_half(source, target, width=200, height=120):
 
 
 def test_each_clip_is_found_by_its_later_half(clips, tmp_path):
-    model = GVEModel.from_backbone(str(BASE), dtype="float32", max_tokens_per_frame=17)
+    model = GVEModel.from_pretrained(str(BASE), dtype="float32", max_tokens_per_frame=17)
     halves = [write_later_half(clip, tmp_path / clip.name) for clip in clips]
     queries = model.encode([{"video": half} for half in halves])
     corpus = model.encode([{"video": str(clip)} for clip in clips])

@@ -158,7 +158,7 @@ class ModelArguments:
                 raise ValueError("quantization packs weights that do not learn: it needs method lora")
 
     def input_limits(self):
-        """Arguments of `GVEModel.from_backbone`."""
+        """Arguments of `GVEModel.from_pretrained` for a backbone."""
         names = ("num_frames", "max_tokens_per_frame", "max_length")
         return {name: getattr(self, name) for name in names}
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from modeling_gve import PreparedItem
-from modeling_gve.video_gve import mean_spacing
 
 
 TEXTS_REMEMBERED = 200_000  # lengths of texts, which come again in the next pass over the pairs
@@ -61,8 +60,7 @@ class PairCollator:
         if side.image is not None:
             prepared.image = store[side.image].frames[0]
         if side.video is not None:
-            prepared.frames, times = store[side.video]
-            prepared.spacing = mean_spacing(times)
+            prepared.frames, prepared.times = store[side.video]
         return prepared
 
     def batch(self, pairs, negatives, num_negatives, store=None):

@@ -56,5 +56,6 @@ def _blank(kind, processor):
     if kind & 2:
         vision = processor.video_processor
         side = 2 * vision.patch_size * vision.merge_size
-        item.frames, item.spacing = np.zeros((vision.temporal_patch_size, side, side, 3), dtype=np.uint8), 1.0
+        item.frames = np.zeros((vision.temporal_patch_size, side, side, 3), dtype=np.uint8)
+        item.times = np.arange(vision.temporal_patch_size, dtype=np.float64)
     return dict(processor.collate([item]))

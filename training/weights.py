@@ -22,7 +22,7 @@ The LoRA of this repo's model, before it was merged. Load it onto the weights it
 from peft import PeftModel
 from modeling_gve import GVEModel
 
-model = PeftModel.from_pretrained(GVEModel.from_backbone("{base}"), "{folder}")
+model = PeftModel.from_pretrained(GVEModel.from_pretrained("{base}"), "{folder}")
 ```
 """
 
@@ -42,7 +42,7 @@ def load_model(arguments):
         if config.get("model_type") == "gve":
             model = GVEModel.from_pretrained(arguments.model, dtype=dtype)
         else:
-            model = GVEModel.from_backbone(arguments.model, dtype=dtype, **arguments.input_limits())
+            model = GVEModel.from_pretrained(arguments.model, dtype=dtype, **arguments.input_limits())
         return model, GVEProcessor.for_model(arguments.model, model.config)
     except (OSError, KeyError) as error:
         raise ValueError(f"cannot start from model {arguments.model!r}: {' '.join(str(error).split())}") from error

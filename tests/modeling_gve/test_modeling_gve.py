@@ -2,7 +2,6 @@
 
 import copy
 from pathlib import Path
-from shutil import copytree
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from datasets import Dataset, Features, Value, Video
 from datasets import Image as ImageFeature
 from PIL import Image
 from rendering import draw_frames, write_video
-from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from modeling_gve import GVEConfig, GVEModel, VideoError, VideoFrames, batch_equal_windows, decode_video
@@ -164,10 +162,10 @@ def test_gradients_are_those_without_checkpointing(gve_config, processor):
     assert all(gradient.abs().sum() > 0 for name, gradient in gradients[0].items() if "k_proj.bias" not in name)
 
 
-@pytest.mark.parametrize("made", ["new", "from_backbone"])
+@pytest.mark.parametrize("made", ["new", "loaded"])
 def test_attention_is_causal_and_can_be_exchanged(made, gve_config, backbone_checkpoint, processor, mixed_items):
     model = (
-        GVEModel(copy.deepcopy(gve_config)).eval() if made == "new" else GVEModel.from_backbone(backbone_checkpoint)
+        GVEModel(copy.deepcopy(gve_config)).eval() if made == "new" else GVEModel.from_pretrained(backbone_checkpoint)
     )
     GVEConfig(backbone_config=model.config.backbone_config)  # must leave the model as it is
     modules = (model.config, model.backbone.visual.config, model.backbone.language_model.config)
@@ -178,43 +176,8 @@ def test_attention_is_causal_and_can_be_exchanged(made, gve_config, backbone_che
     torch.testing.assert_close(model.encode(mixed_items, processor), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("legacy_names", [True, False])
-def test_from_backbone_takes_the_body_and_drops_the_head(legacy_names, backbone_checkpoint, processor, tmp_path):
-    full = Qwen2_5_VLForConditionalGeneration.from_pretrained(backbone_checkpoint)
-    full.save_pretrained(tmp_path, save_original_format=legacy_names)
-    assert ("visual.merger.ln_q.weight" in load_file(tmp_path / "model.safetensors")) == legacy_names
-    model = GVEModel.from_backbone(str(tmp_path), max_tokens_per_frame=17)
-    body = full.model.state_dict()
-    assert {f"backbone.{name}" for name in body} == set(model.state_dict())
-    assert all((model.state_dict()[f"backbone.{name}"] == value).all() for name, value in body.items())
-    assert model.config.max_tokens_per_frame == 17 and model.config.embedding_dim == 32
-    batch = processor({"video": clip(), "text": "a"})
-    with torch.no_grad():
-        hidden = full.model(**batch).last_hidden_state[:, -1]
-        expected = torch.nn.functional.normalize(hidden, dim=1)
-        torch.testing.assert_close(model(**batch).embeddings, expected, rtol=0, atol=1e-5)
-
-
-def test_from_backbone_in_another_precision(backbone_checkpoint):
-    model = GVEModel.from_backbone(backbone_checkpoint, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} and model.dtype == torch.bfloat16
-    with torch.no_grad():
-        assert model(input_ids=torch.tensor([[1, 2, 3]])).embeddings.dtype == torch.float32
-
-
-@pytest.mark.parametrize("missing", ["visual.blocks.0.mlp.up_proj.weight", "layers.1.mlp.up_proj.weight"])
-def test_from_backbone_refuses_a_checkpoint_with_missing_weights(missing, backbone_checkpoint, tmp_path):
-    copytree(backbone_checkpoint, tmp_path, dirs_exist_ok=True)
-    weights = load_file(tmp_path / "model.safetensors")
-    key = next(key for key in weights if key.endswith(missing))
-    del weights[key]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"leaves 1 weights unset, such as .*{missing}"):
-        GVEModel.from_backbone(str(tmp_path))
-
-
 def test_a_model_from_a_backbone_encodes_without_a_processor(backbone_checkpoint, processor):
-    model = GVEModel.from_backbone(backbone_checkpoint, max_tokens_per_frame=17)
+    model = GVEModel.from_pretrained(backbone_checkpoint, max_tokens_per_frame=17)
     items = ["a", {"video": clip()}]
     assert (model.encode(items) == model.encode(items, processor)).all()
     assert model._own_processor().max_tokens_per_frame == 17

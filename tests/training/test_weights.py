@@ -24,7 +24,7 @@ def lora_run(recipe, base_model, tmp_path_factory):
 
 
 def test_lora_changes_no_visual_and_no_embedding_weight(lora_run, base_model):
-    before, after = GVEModel.from_backbone(str(base_model)).state_dict(), load_file(lora_run / "model.safetensors")
+    before, after = GVEModel.from_pretrained(str(base_model)).state_dict(), load_file(lora_run / "model.safetensors")
     changed = {name for name in before if not before[name].equal(after[name])}
     adapted = {f"{name}.weight" for name in adapted_layers(before)}
     assert changed == adapted
