@@ -106,3 +106,5 @@ def test_mteb_models_get_loaders_and_tasks():
     assert encoder.name == "baseline-random-encoder" and encoder.path == "mteb:mteb/baseline-random-encoder"
     with pytest.raises(UvrbError, match="num_frames cannot be set for mteb:"):
         encoder.limit({"num_frames": 8})
+    with pytest.raises(UvrbError, match="mteb knows no model no/such"):
+        open_encoder("mteb:no/such", "cpu")

@@ -233,7 +233,6 @@ def call(monkeypatch, capsys, *arguments):
         ({"--num_frames": "0"}, "num_frames is 0"),
         ({"--datasets": "msrvtt", "--reverse_time": "crb_t"}, "reverse_time names crb_t, which is not scored"),
         ({"--classification": "./nowhere"}, "No classification set at ./nowhere"),
-        ({"--model": "mteb:no/such"}, "mteb"),
     ],
 )
 def test_what_the_caller_can_mend_ends_in_one_line(benchmark, stub, tmp_path, monkeypatch, capsys, changes, message):
