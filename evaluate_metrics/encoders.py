@@ -106,7 +106,7 @@ class SentenceTransformersEncoder:
     def __init__(self, path, folder, device, dtype, batch_size):
         self.name = Path(path).name
         self.path, self.folder, self.device, self.dtype, self.batch_size = path, folder, device, dtype, batch_size
-        self.fingerprint = f"{fingerprint_folder(folder, deep=True)}-{dtype}-sentence-transformers"
+        self.fingerprint = f"st-{fingerprint_folder(folder, deep=True)}-{dtype}"  # told from the same repo as GVE
         self.limits = {}
         self._model = None
 
@@ -216,7 +216,7 @@ class MtebEncoder:
         """What mteb's wrappers ask about the task: the modalities of both sides and the prompt."""
         from mteb.abstasks.task_metadata import TaskMetadata
 
-        letters = "".join(name[0] for name in MODALITIES if name in items[0])
+        letters = "".join(name[0] for name in ("video", "image", "text") if name in items[0])  # mteb's order
         return TaskMetadata(
             name="UVRB",
             description="One side of a dataset of UVRB.",

@@ -81,7 +81,7 @@ def extra_tables(results):
     Results of schema version 1 hold none.
     """
     tables = []
-    if len(results.get("sweep", ())) > 1:
+    if results.get("sweep"):
         tables.append(("Test-time scaling", *_sweep_rows(results)))
     if any(model.get("classification") for model in results["models"]):
         tables.append(("Classification as video-to-label retrieval", *_classification_rows(results["models"])))

@@ -266,9 +266,9 @@ def _load_data(args, accelerator):
             raise UvrbError(
                 f"The benchmark at {args.benchmark} lacks {', '.join(missing)}; rebuild it or use --datasets."
             )
+        classification = [load_classification(repo) for repo in args.classification or ()]
         bar = tqdm(tasks, desc="reading the benchmark", unit="dataset", disable=not accelerator.is_main_process)
         data = [load_retrieval_data(args.benchmark, task) for task in bar]
-        classification = [load_classification(repo) for repo in args.classification or ()]
     keys = [part.task.key for part in (*data, *classification)]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
@@ -372,7 +372,7 @@ def _assemble(args, encoders, data, models, accelerator):
         for place, (encoder, model) in enumerate(zip(encoders, models))
     ]
     chance = {key: described[0]["datasets"][key]["chance"] for key in keys}
-    swept = zip(models[0]["settings"], models[0]["runs"])
+    swept = list(zip(models[0]["settings"], models[0]["runs"])) if len(models[0]["runs"]) > 1 else []
     return {
         "schema": "gve/uvrb-results",
         "schema_version": SCHEMA_VERSION,

@@ -15,7 +15,8 @@ from modeling_gve.video_gve import VideoFrames
 
 
 def write_classes(folder, label, labels, columns=("video", "label")):
-    rows = [{"video": media("clip", number), "label": each} for number, each in enumerate(labels)]
+    """A set of stub clips: `labels` maps their numbers to labels."""
+    rows = [{"video": media("clip", number), "label": each} for number, each in labels.items()]
     rows = Dataset.from_list(rows, features=Features({"video": Video(), "label": label})).select_columns(list(columns))
     folder.mkdir(parents=True)
     rows.to_parquet(folder / "test.parquet")
@@ -26,9 +27,9 @@ def write_classes(folder, label, labels, columns=("video", "label")):
 
 @pytest.mark.parametrize("typed", [True, False])
 def test_classes_are_found_among_their_labels(benchmark, stub, stub_log, tmp_path, typed):
-    """The stub knows clip n and "class n" by their number; the last clip carries a wrong label."""
+    """The stub knows clip n and "class n" by their number, modulo 12; clip 4 carries a wrong label."""
     names = [f"class_{number}" for number in range(5)]
-    labels = [*names, "class_3"]
+    labels = {**dict(enumerate(names)), 4: "class_0", 16: "class_4"}
     kind = ClassLabel(names=names[::-1]) if typed else Value("string")
     actions = write_classes(tmp_path / "actions", kind, labels)
     args = RunArguments(stub, benchmark, str(tmp_path / "out"), ["msrvtt"], ["random"], classification=[actions])
@@ -43,13 +44,13 @@ def test_classes_are_found_among_their_labels(benchmark, stub, stub_log, tmp_pat
 
 
 def test_a_set_without_its_columns_is_named(tmp_path):
-    folder = write_classes(tmp_path / "set", Value("string"), ["a"], columns=["video"])
+    folder = write_classes(tmp_path / "set", Value("string"), {0: "a"}, columns=["video"])
     with pytest.raises(UvrbError, match="lacks label; give video and label"):
         load_classification(folder)
 
 
 def test_a_name_that_is_taken_is_refused(benchmark, stub, stub_log, tmp_path):
-    folder = write_classes(tmp_path / "msrvtt", Value("string"), ["a"])
+    folder = write_classes(tmp_path / "msrvtt", Value("string"), {0: "a"})
     with pytest.raises(UvrbError, match="Two datasets are called msrvtt"):
         run(RunArguments(stub, benchmark, str(tmp_path / "out"), ["msrvtt"], classification=[folder]))
 

@@ -102,7 +102,9 @@ def test_mteb_models_get_loaders_and_tasks():
     assert rows.shape == (3, 32) and not skipped
     assert (rows[0] == rows[2]).all() and (rows[0] != rows[1]).any()
     metadata = encoder._metadata([{"text": "x", "video": "y"}], "Find it.")
-    assert metadata.category == "tv2v" and metadata.prompt == {"query": "Find it."}
+    assert metadata.category == "vt2v" and metadata.prompt == {"query": "Find it."}
     assert encoder.name == "baseline-random-encoder" and encoder.path == "mteb:mteb/baseline-random-encoder"
     with pytest.raises(UvrbError, match="num_frames cannot be set for mteb:"):
         encoder.limit({"num_frames": 8})
+    with pytest.raises(UvrbError, match="mteb knows no model no/such"):
+        open_encoder("mteb:no/such", "cpu")

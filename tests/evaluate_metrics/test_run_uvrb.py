@@ -144,6 +144,8 @@ def test_broken_items_are_skipped_named_and_counted_as_misses(stub, stub_log, tm
         "queries": [{"id": "q5", "reason": "no frames"}],
     }
     assert entry(results, "vdc_o")["score"] == pytest.approx(10 / 12)
+    low, high = entry(results, "vdc_o")["interval"]
+    assert 0.5 < low < 10 / 12 < high <= 1  # 12 queries, a standard error of 0.11
     text = (tmp_path / "out" / "results.md").read_text()
     assert "stub: vdc_o corpus v3: no frames" in text
 
@@ -233,7 +235,6 @@ def call(monkeypatch, capsys, *arguments):
         ({"--num_frames": "0"}, "num_frames is 0"),
         ({"--datasets": "msrvtt", "--reverse_time": "crb_t"}, "reverse_time names crb_t, which is not scored"),
         ({"--classification": "./nowhere"}, "No classification set at ./nowhere"),
-        ({"--model": "mteb:no/such"}, "mteb"),
     ],
 )
 def test_what_the_caller_can_mend_ends_in_one_line(benchmark, stub, tmp_path, monkeypatch, capsys, changes, message):
@@ -314,14 +315,12 @@ def test_sweep_and_intervals(benchmark, stub, stub_log, tmp_path):
 
 def test_worst_misses_are_the_furthest_down(benchmark, stub_log, tmp_path):
     wrong = write_stub(tmp_path / "wrong", shift=1)
-    results = run(RunArguments(wrong, benchmark, str(tmp_path / "out"), ["msrvtt"], ["random"]))
+    results = run(RunArguments(wrong, benchmark, str(tmp_path / "out"), ["msrvtt"]))
     misses = entry(results, "msrvtt")["misses"]
     assert len(misses) == 3 and misses[0]["rank"] >= misses[1]["rank"] >= misses[2]["rank"] > 1
     for miss in misses:
         number = int(miss["query"][1:])
         assert miss["relevant"] == f"v{number}" and miss["retrieved"] == f"v{(number + 1) % N_CORPUS}"
-    low, high = entry(results, "msrvtt", 1)["interval"]
-    assert low <= entry(results, "msrvtt", 1)["score"] <= high and low < high
 
 
 def test_report_holds_everything_and_loads_nothing(benchmark, stub_log, tmp_path):
