@@ -423,7 +423,9 @@ def _read_index(data, limits):
         stamps, keyframes, shown, ends = [], [], set(), {}
         for packet in _packets(container, [stream, *container.streams.audio]):
             if packet.pts is not None:
-                ends[packet.stream.index] = (packet.pts + (packet.duration or 0)) * packet.time_base
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                # B-frames follow in the file what they precede on the screen
+                ends[packet.stream.index] = max(ends.get(packet.stream.index, end), end)
             if packet.stream.index != stream.index:
                 continue
             if packet.is_corrupt:
