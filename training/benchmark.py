@@ -2,11 +2,11 @@
 
 ```bash
 python -m training.benchmark memory   # gradient caching: a batch of 1,024 in the memory of 64
-python -m training.benchmark speed    # pairs a second beside sentence-transformers' trainer, and where the time goes
+python -m training.benchmark speed    # pairs a second beside sentence-transformers' trainer
 ```
 
-`memory` reports the peak above the model and the collated batch, `speed` the rate of a whole training run and the peak of
-its process; both trainers get the same starting weights, pairs, batch and micro-batch, take turns, and train all
+`memory` reports the peak above the model and the collated batch, `speed` the rate of a whole training run and the peak
+of its process; both trainers get the same starting weights, pairs, batch and micro-batch, take turns, and train all
 weights. Linux only: peaks come from the kernel (VmHWM).
 """
 
@@ -87,7 +87,7 @@ def write_pairs(folder, task, count):
     features |= {"negatives": List(dict(media)), "instruction": Value("string")}
     features |= {"task": Value("string"), "source_id": Value("string")}
     generator, rows = np.random.default_rng(0), []
-    for index in range(count):
+    for _ in range(count):
         row = dict.fromkeys(features) | {"query_text": random_text(generator), "negatives": [], "task": task}
         if task == "t2t":
             row["target_text"] = random_text(generator)
@@ -112,7 +112,7 @@ def random_text(generator):
 
 
 def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed):
-    """Rate and peak of `pyramid.py`, and the shares of its time."""
+    """Rate and peak of `pyramid.py`."""
     from training.pyramid import prepare, train
 
     with tempfile.TemporaryDirectory() as folder:
