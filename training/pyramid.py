@@ -365,7 +365,7 @@ def train(run):
         run ([`Run`]): its model is trained in place.
 
     Returns:
-        `dict`: `step`, `seconds`, `history` of the curriculum, `batches` by task, `warnings`, and `encoder`.
+        `dict`: `step`, `seconds`, `history` of the curriculum with its draws, `batches` by task, `warnings`, and `encoder`.
     """
     accelerator, training, streams = run.accelerator, run.training, run.streams
     steps = training.epochs * training.steps_per_epoch
@@ -443,7 +443,7 @@ def train(run):
     return {
         "step": step,
         "seconds": seconds,
-        "history": curriculum.state_dict()["history"],
+        "history": [asdict(plan) | {"draws": Counter(curriculum.draws(plan.epoch))} for plan in curriculum.history],
         "batches": dict(consumed),
         "warnings": warnings,
         "encoder": encoder,
@@ -625,7 +625,7 @@ def finish(run, outcome, state):
         report_skipped(run)
     model, state = export_model(run.model, run.starts_from, output_dir, state)
     save_repo(model, run.processor, output_dir, training_record(run, outcome), state)
-    draw_curriculum(Path(run.training.run_dir) / "log.jsonl", Path(output_dir) / "curriculum.png")
+    draw_curriculum(outcome["history"], Path(output_dir) / "curriculum.png")
     print(f"trained {outcome['step']} steps in {outcome['seconds'] / 60:.1f} minutes: {output_dir}")
     if run.training.push_to_hub:
         print(f"pushed to {push(output_dir, run.training.hub_model_id)}")
