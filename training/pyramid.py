@@ -365,7 +365,8 @@ def train(run):
         run ([`Run`]): its model is trained in place.
 
     Returns:
-        `dict`: `step`, `seconds`, `history` of the curriculum with its draws, `batches` by task, `warnings`, and `encoder`.
+        `dict`: `step`, `seconds`, `history` of the curriculum with its draws, `batches` by task, `warnings`, and
+        `encoder`.
     """
     accelerator, training, streams = run.accelerator, run.training, run.streams
     steps = training.epochs * training.steps_per_epoch
