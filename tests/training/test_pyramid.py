@@ -36,12 +36,22 @@ def test_record_of_a_run(whole_run):
     assert record["settings"]["temperature"] == 0.03
     assert [plan["sigma"] for plan in record["curriculum"]] == pytest.approx([0.1, 0.55, 1.0])
     assert all(sum(plan["probabilities"].values()) == pytest.approx(1) for plan in record["curriculum"])
+    assert all(sum(plan["draws"].values()) == STEPS // 3 for plan in record["curriculum"])
     assert record["data"]["skipped"] == 2
     skipped = [json.loads(line) for line in (whole_run / "run/skipped.jsonl").read_text().splitlines()]
     assert [(each["task"], each["row"], each["side"]) for each in skipped] == [
         ("t2v", 3, "target"),
         ("t2v", 5, "negative 0"),
     ]
+
+
+def test_checkpoints_hold_what_learns_and_rotate(whole_run):
+    folders = sorted((whole_run / "run").glob("checkpoint-*"))
+    assert [folder.name[-2:] for folder in folders] == ["10", "12"]
+    saved, trained = load_file(folders[1] / "trained.safetensors"), load_file(whole_run / "model.safetensors")
+    assert not any("visual" in name for name in saved)
+    assert {name.removeprefix("model.") for name in saved} == {name for name in trained if "visual" not in name}
+    assert all(trained[name.removeprefix("model.")].equal(tensor) for name, tensor in saved.items())
 
 
 def test_log_of_every_step(whole_run):
