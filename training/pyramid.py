@@ -24,6 +24,7 @@ newest checkpoint when the same command is given again, to the same weights as i
 """
 
 import hashlib
+import json
 import math
 import sys
 import time
@@ -344,7 +345,9 @@ def start_epoch(run, encoder, curriculum, epoch):
         if prober is not None and not all(map(prober.reads, run.corpus.sides)):
             raise ValueError(f"prober {run.starts_from.prober!r} cannot read all of the corpus: choose one that can")
         model = inner(run, encoder).eval()
-        digest = weights_digest(model if prober is None else prober.model)
+        digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)
+        if epoch > 0:  # trained weights are a function of the settings
+            digest = hashlib.sha256(json.dumps([run.settings, epoch]).encode()).hexdigest()[:12]
         embed = partial(embed_sides, run, model, store=run.corpus.store, prober=prober)
         mine_streams(run.streams, run.corpus, embed, digest, mining_rules(run.training), run.accelerator, run.sharded)
         model.train()

@@ -218,6 +218,14 @@ def test_mistakes_end_in_one_line(recipe, tmp_path, capsys, words, message):
     assert message in error
 
 
+def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.pyramid.get_available_trackers", lambda: [])
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, "--report_to", "trackio"))
+    message = "report_to names trackio, which is not installed: pip install trackio"
+    assert message in capsys.readouterr().err
+
+
 def test_a_wrong_config_key_ends_in_one_line(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("learning_rat: 1\n")
     with pytest.raises(SystemExit) as stop:
