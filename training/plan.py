@@ -160,10 +160,7 @@ def memory_of(strategy, parameters, items, model, starts_from, training):
         starts_from ([`ModelArguments`]), training ([`TrainingArguments`]): the recipe.
     """
     trained, devices = parameters["trained"], training.plan_devices
-    frozen = sum(
-        parameters.get(part, 0) for part in ("vision tower", "token embeddings", "language model", "adapters")
-    )
-    frozen -= trained
+    frozen = sum(parameters.get(part, 0) for part in PARTS) - trained
     packed = {"4bit": 0.5, "8bit": 1.0, None: None}[starts_from.quantization]
     size = 4 if starts_from.dtype == "float32" else 2
     held = frozen * size
