@@ -44,7 +44,8 @@ def read_sweep(path):
     """A sweep file, checked.
 
     Returns:
-        `dict` with `recipe`, `benchmark`, `shared` settings and `studies` by name: `seeds`, `reference`, `arms`.
+        `dict` with `recipe`, `benchmark`, `shared` settings and `studies` by name: `seeds`, `reference`, `arms`; and
+        if it is there `datasets`, the keys of those to judge on.
 
     Raises:
         ValueError: a key is missing or unknown, or a reference is no arm.
@@ -54,7 +55,7 @@ def read_sweep(path):
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the sweep {path}: {' '.join(str(error).split())}") from error
     keys = {"recipe", "benchmark", "shared", "studies"}
-    if not isinstance(sweep, dict) or set(sweep) != keys:
+    if not isinstance(sweep, dict) or set(sweep) - {"datasets"} != keys:
         raise ValueError(f"sweep {path} must have the keys {', '.join(sorted(keys))}")
     for name, study in sweep["studies"].items():
         if set(study) != {"seeds", "reference", "arms"}:
@@ -72,7 +73,8 @@ def settings_of(sweep, arm, seed):
 def run_name(sweep, settings):
     """Name of a run: the same for the same recipe, settings and benchmark."""
     recipe = (ROOT / sweep["recipe"]).read_text()
-    content = json.dumps([yaml.safe_load(recipe), settings, sweep["benchmark"]], sort_keys=True)
+    content = [yaml.safe_load(recipe), settings, sweep["benchmark"], sweep.get("datasets")]
+    content = json.dumps(content, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -113,6 +115,8 @@ def run(sweep, name, settings, output):
         cache.symlink_to(shared_cache.resolve(), target_is_directory=True)
     model, results = folder / "model", folder / "results"
     judged = ["--model", str(model), "--benchmark", sweep["benchmark"], "--output", str(results), "--dtype", "float32"]
+    if "datasets" in sweep:
+        judged += ["--datasets", *sweep["datasets"]]
     _call(["training/pyramid.py", "--config", str(folder / "recipe.yaml")], folder / "training.log")
     _call(["evaluate_metrics/run_uvrb.py", *judged], folder / "judging.log")
     scores = json.loads((results / "results.json").read_text())["models"][0]
