@@ -26,6 +26,7 @@ newest checkpoint when the same command is given again, to the same weights as i
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, set_seed
 from huggingface_hub import HfApi
@@ -577,9 +578,13 @@ def start_accelerator(training):
     missing = [name for name in training.report_to if name not in available]
     if missing:
         raise ValueError(f"report_to names {', '.join(missing)}, which is not installed: pip install {missing[0]}")
+    # A text step does not touch the vision tower: its parameters are unused then.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
+        # Accelerate knows no backend for DeepSpeed on CPUs, and would see one rank.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
-        # A text step does not touch the vision tower: its parameters are unused then.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=handlers,
         log_with=training.report_to or None,
         project_dir=training.run_dir,
     )
