@@ -111,7 +111,7 @@ def random_text(generator):
     return " ".join(generator.choice(words, size=int(np.clip(generator.lognormal(2.5, 0.7), 3, 100))))
 
 
-def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed):
+def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed, threads):
     """Rate and peak of `pyramid.py`."""
     from training.pyramid import prepare, train
 
@@ -130,6 +130,7 @@ def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed):
             "save_steps": steps,
             "probe_pairs": 1,
             "seed": seed,
+            "cpu_threads": threads,
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         run = prepare([*words, "--freeze_vision", "false"])
@@ -140,7 +141,7 @@ def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed):
     return {"pairs_per_second": (len(times) - 1) * batch_size / (times[-1] - times[0]), "bytes": peak_bytes()}
 
 
-def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, steps, seed):
+def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, steps, seed, threads):
     """Rate and peak of sentence-transformers' trainer with CachedMultipleNegativesRankingLoss."""
     from datasets import load_dataset
     from sentence_transformers import (
@@ -158,6 +159,7 @@ def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, ste
         def on_step_end(self, *_, **__):
             self.times.append(time.monotonic())
 
+    torch.set_num_threads(threads)
     transformer = Transformer(str(BASE))
     size = transformer.get_embedding_dimension()
     model = SentenceTransformer(modules=[transformer, Pooling(size, pooling_mode="lasttoken"), Normalize()])
@@ -222,13 +224,14 @@ def report_speed(arguments):
         "batch_size": arguments.batch_size,
         "micro_batch_size": arguments.micro_batch_size,
         "steps": arguments.steps,
+        "threads": arguments.threads,
     }
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder, arguments.task, arguments.batch_size * arguments.steps)
         for repeat in range(arguments.repeats):
             found.append({name: in_own_process(name, pairs=folder, seed=repeat, **settings) for name in names})
     print(f"{arguments.task}, batch {arguments.batch_size}, micro-batch {arguments.micro_batch_size}, ", end="")
-    print(f"{arguments.steps} steps, median of {arguments.repeats}, {available_cores()} cores")
+    print(f"{arguments.steps} steps, median of {arguments.repeats}, {arguments.threads} threads")
     for name in names:
         rate = median(each[name]["pairs_per_second"] for each in found)
         peak = median(each[name]["bytes"] for each in found)
@@ -249,6 +252,7 @@ def main(words=None):
     speed.add_argument("--micro_batch_size", type=int, default=32)
     speed.add_argument("--steps", type=int, default=11)
     speed.add_argument("--repeats", type=int, default=3)
+    speed.add_argument("--threads", type=int, default=available_cores())
     measure = commands.add_parser("measure", help="one measurement, for the other commands")
     measure.add_argument("name", choices=list(MEASURES))
     measure.add_argument("settings", type=json.loads)
