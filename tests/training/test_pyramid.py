@@ -132,7 +132,7 @@ def test_two_ranks_equal_one(recipe, tmp_path):
     settings = ["--batch_size", "2", "--micro_batch_size", "2", "--loader_workers", "1", "--epochs", "1"]
     words = [*SCRIPT[1:], *words_of(recipe, tmp_path / "two", *settings)]
     env = environment(ACCELERATE_USE_CPU="true")
-    done = subprocess.run([*TWO_RANKS, *words], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*TWO_RANKS, *words], env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "two/training_run.json").read_text())
     assert record["settings"]["world_size"] == 2
