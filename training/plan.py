@@ -41,6 +41,7 @@ TEXT_TOKENS = 96  # of an item: system text, chat turn and a caption
 DEVICE_FLOPS = 312e12  # an A100's bf16 peak
 UTILISATION = 0.4  # the share of it that training reaches
 GIB = 2**30
+PARTS = ("vision tower", "token embeddings", "language model", "adapters")
 STRATEGIES = ("DDP", "ZeRO-2", "ZeRO-3", "FSDP2")
 
 
@@ -159,10 +160,7 @@ def memory_of(strategy, parameters, items, model, starts_from, training):
         starts_from ([`ModelArguments`]), training ([`TrainingArguments`]): the recipe.
     """
     trained, devices = parameters["trained"], training.plan_devices
-    frozen = sum(
-        parameters.get(part, 0) for part in ("vision tower", "token embeddings", "language model", "adapters")
-    )
-    frozen -= trained
+    frozen = sum(parameters.get(part, 0) for part in PARTS) - trained
     packed = {"4bit": 0.5, "8bit": 1.0, None: None}[starts_from.quantization]
     size = 4 if starts_from.dtype == "float32" else 2
     held = frozen * size
@@ -223,7 +221,7 @@ def format_plan(plan, training):
     """The plan as text."""
     devices, parameters = training.plan_devices, plan["parameters"]
     lines = ["Parameters"]
-    lines += [f"  {part:<36}{count:>16,}" for part, count in parameters.items() if part != "layer"]
+    lines += [f"  {part:<36}{parameters[part]:>16,}" for part in (*PARTS, "trained") if part in parameters]
     lines += [
         f"Steps on {devices} GPUs",
         f"  pairs in {len(plan['pairs'])} tasks{'':<21}{sum(plan['pairs'].values()):>16,}",

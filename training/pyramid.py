@@ -24,7 +24,9 @@ newest checkpoint when the same command is given again, to the same weights as i
 """
 
 import hashlib
+import json
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -36,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, set_seed
 from huggingface_hub import HfApi
@@ -344,7 +346,9 @@ def start_epoch(run, encoder, curriculum, epoch):
         if prober is not None and not all(map(prober.reads, run.corpus.sides)):
             raise ValueError(f"prober {run.starts_from.prober!r} cannot read all of the corpus: choose one that can")
         model = inner(run, encoder).eval()
-        digest = weights_digest(model if prober is None else prober.model)
+        digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)
+        if epoch > 0:  # trained weights are a function of the settings
+            digest = hashlib.sha256(json.dumps([run.settings, epoch]).encode()).hexdigest()[:12]
         embed = partial(embed_sides, run, model, store=run.corpus.store, prober=prober)
         mine_streams(run.streams, run.corpus, embed, digest, mining_rules(run.training), run.accelerator, run.sharded)
         model.train()
@@ -365,7 +369,8 @@ def train(run):
         run ([`Run`]): its model is trained in place.
 
     Returns:
-        `dict`: `step`, `seconds`, `history` of the curriculum, `batches` by task, `warnings`, and `encoder`.
+        `dict`: `step`, `seconds`, `history` of the curriculum with its draws, `batches` by task, `warnings`, and
+        `encoder`.
     """
     accelerator, training, streams = run.accelerator, run.training, run.streams
     steps = training.epochs * training.steps_per_epoch
@@ -443,7 +448,7 @@ def train(run):
     return {
         "step": step,
         "seconds": seconds,
-        "history": curriculum.state_dict()["history"],
+        "history": [asdict(plan) | {"draws": Counter(curriculum.draws(plan.epoch))} for plan in curriculum.history],
         "batches": dict(consumed),
         "warnings": warnings,
         "encoder": encoder,
@@ -573,9 +578,13 @@ def start_accelerator(training):
     missing = [name for name in training.report_to if name not in available]
     if missing:
         raise ValueError(f"report_to names {', '.join(missing)}, which is not installed: pip install {missing[0]}")
+    # A text step does not touch the vision tower: its parameters are unused then.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
+        # Accelerate knows no backend for DeepSpeed on CPUs, and would see one rank.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
-        # A text step does not touch the vision tower: its parameters are unused then.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=handlers,
         log_with=training.report_to or None,
         project_dir=training.run_dir,
     )
@@ -625,7 +634,7 @@ def finish(run, outcome, state):
         report_skipped(run)
     model, state = export_model(run.model, run.starts_from, output_dir, state)
     save_repo(model, run.processor, output_dir, training_record(run, outcome), state)
-    draw_curriculum(Path(run.training.run_dir) / "log.jsonl", Path(output_dir) / "curriculum.png")
+    draw_curriculum(outcome["history"], Path(output_dir) / "curriculum.png")
     print(f"trained {outcome['step']} steps in {outcome['seconds'] / 60:.1f} minutes: {output_dir}")
     if run.training.push_to_hub:
         print(f"pushed to {push(output_dir, run.training.hub_model_id)}")

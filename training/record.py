@@ -5,7 +5,6 @@ import os
 import platform
 import shlex
 import sys
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,11 +74,12 @@ def report_skipped(run):
         print(f"skipped {len(run.skipped)} unreadable sides of pairs, see {path}; the first: {first.reason}")
 
 
-def draw_curriculum(log, path):
+def draw_curriculum(history, path):
     """Plot R_k, P(k) and the share of the draws of each task by epoch.
 
     Args:
-        log (`str` or `os.PathLike`): `log.jsonl` of a run.
+        history (list of `dict`): of each epoch `epoch`, `relevance`, `probabilities` and `draws`, the last three by
+            task.
         path (`str` or `os.PathLike`): the picture to write.
     """
     import matplotlib  # slow to import, and needed at the end of a run only
@@ -87,17 +87,11 @@ def draw_curriculum(log, path):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    records = [json.loads(line) for line in Path(log).read_text().splitlines()]
-    plans = [record for record in records if "probabilities" in record]
-    draws = [Counter() for _ in plans]
-    for record in records:
-        if "loss" in record:
-            draws[record["epoch"]][record["task"]] += 1
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
-    epochs = [plan["epoch"] + 1 for plan in plans]
-    for task in plans[0]["probabilities"]:
-        shares = [drawn[task] / max(drawn.total(), 1) for drawn in draws]
-        curves = ([plan["relevance"][task] for plan in plans], [plan["probabilities"][task] for plan in plans], shares)
+    epochs = [plan["epoch"] + 1 for plan in history]
+    for task in history[0]["probabilities"]:
+        shares = [plan["draws"].get(task, 0) / sum(plan["draws"].values()) for plan in history]
+        curves = [[plan[name][task] for plan in history] for name in ("relevance", "probabilities")] + [shares]
         for axis, values in zip(axes, curves):
             axis.plot(epochs, values, marker="o", label=task)
     for axis, title in zip(axes, ("R_k: mean cosine of the probe", "P(k)", "share of the steps")):

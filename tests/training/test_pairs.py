@@ -152,6 +152,8 @@ def test_batches_have_no_false_negatives_and_use_every_pair():
 def test_hard_negatives_take_turns():
     pair = Pair(Side("q"), Side("t"), tuple(Side(str(number)) for number in range(3)), None, None)
     stream = PairStream("t2t", [pair] * 4, 2, 2, seed=1)
-    chosen = ["".join(side.text for side in stream.negatives_of(pair, number)) for number in range(3)]
+    chosen = ["".join(side.text for side in stream.negatives_of(0, number)) for number in range(3)]
     assert chosen == ["01", "20", "12"]
-    assert PairStream("t2t", [pair], 2, 5, seed=1).negatives_of(pair, 0) == list(pair.negatives)
+    stream.mined = {1: [Side("mined")]}
+    assert [len(stream.negatives_of(row, 0)) for row in range(3)] == [2, 1, 2]  # mined ones replace the pair's own
+    assert PairStream("t2t", [pair], 2, 5, seed=1).negatives_of(0, 0) == list(pair.negatives)

