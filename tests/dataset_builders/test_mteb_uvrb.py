@@ -87,7 +87,9 @@ def test_mteb_s_score_is_our_metric_s(repo):
     ours = {}
     for task in TASKS.values():
         data = load_retrieval_data(repo, task)
-        sides = [np.stack([embed(item) for item in side.items(range(len(side)))]) for side in (data.queries, data.corpus)]
+        sides = [
+            np.stack([embed(item) for item in side.items(range(len(side)))]) for side in (data.queries, data.corpus)
+        ]
         ranks = ranks_from_embeddings(*sides, data.queries.ids, data.corpus.ids, data.relevant, data.candidates)
         ours[f"UVRB-{task.name}"] = mean_scores(ranks, {task.k})[task.metric]
     assert set(scores) == set(ours)

@@ -192,6 +192,21 @@ def test_two_processes_write_the_same_bytes(release, repos, tmp_path):
     assert one == tree(all_of_it / "msrvtt-corpus")
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_cards_tell_what_a_flavour_is(repos, tmp_path, flavour):
+    from hub_cards.render import render_repo
+
+    folder = shutil.copytree(repos[0] / flavour, tmp_path / flavour)
+    render_repo(folder, "me")
+    card = (folder / "README.md").read_text()
+    assert f'load_dataset("me/{flavour}", split="test")' in card and "license: other" in card
+    assert "| `dream_e` | DREAM-1K-Event | TXT, FG, PR | text | recall@1 | 3 (6251) | 3 (1000) |" in card
+    assert "| `ms_ti` | MomentSeeker-Text-Image | CMP | text+image | precision@1 | 3 (400) | 3 (10 a query) |" in card
+    assert "| VDC | vdc_o vdc_d | apache-2.0 |" in card
+    assert f"python -m dataset_builders.uvrb build --source FOLDER --flavours {flavour}" in card
+    assert ("--index me/uvrb-index" in card) == (flavour == "uvrb-index")
+
+
 # Index and join
 
 
