@@ -7,7 +7,8 @@ python -m hub_cards.render --namespace me --repo gve-mini   # one of them
 
 A model's card is made of its `config.json`, its weights, `training_run.json` (written by the training run) and
 `results/*.json` (written by `evaluate_metrics/run_uvrb.py`, put there by `hub_cards.assemble`); a dataset's card of
-its Parquet files, its build record and the metadata that its builder wrote, which is kept. The metrics' cards are written by hand.
+its Parquet files, its build record and the metadata that its builder wrote, which is kept. The metrics' cards are
+written by hand.
 """
 
 import argparse

@@ -112,15 +112,16 @@ def _list_frames(path, found):
         stream = container.streams.video[0]
         found.codec = stream.codec_context.name
         found.width, found.height = stream.codec_context.width, stream.codec_context.height
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        listed = [packet for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in listed if not packet.is_discard]  # an edit list hides the others
         stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
         found.n_listed = len(packets)
         if len(stamps) < len(packets):
             found.problems.append(f"{len(packets) - len(stamps)} of {len(packets)} frames have no time of their own")
         if any(packet.is_corrupt for packet in packets):
             found.problems.append("packets are marked as damaged")
-        if stream.frames and len(packets) < stream.frames:
-            found.problems.append(f"the header promises {stream.frames} frames, the file holds {len(packets)}")
+        if stream.frames and len(listed) < stream.frames:
+            found.problems.append(f"the header promises {stream.frames} frames, the file holds {len(listed)}")
         if min(found.width, found.height) < MIN_SIDE:
             found.problems.append(f"frames of {found.width} x {found.height} pixels are below {MIN_SIDE} a side")
         if not packets:

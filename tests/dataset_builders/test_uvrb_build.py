@@ -151,6 +151,16 @@ def test_the_default_flavour_retrieves_as_the_files_do(repos, model):
     assert (sides[0] * sides[1]).sum(axis=1).min() > 0.995
 
 
+def test_quality_is_measured_on_the_files(repos, model):
+    from dataset_builders.uvrb import quality
+
+    parts = [load_retrieval_data(str(repos[0] / "uvrb-videos"), TASKS[key]) for key in ("lovr_c2v", "ms_tv")]
+    files, fine, coarse = quality.compare(model, parts, rates=(10, 45))
+    assert files["rate"] == "files" and files["cosine"] == pytest.approx(1, abs=1e-6)
+    assert coarse["cosine"] < fine["cosine"] < 1 and coarse["median_kb"] < fine["median_kb"]
+    assert {0 <= row[key] <= 1 for row in (files, fine, coarse) for key in ("lovr_c2v", "ms_tv")} == {True}
+
+
 def test_folders_of_frames_become_videos(repos):
     root, report = repos
     films = [draw_film(FRAMES[0], number) for number in range(N_CORPUS)]

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from pyarrow import parquet
 from release_tree import put, write_lines
+from rendering import draw_frames
 
 from dataset_builders.mini.render import encode_mp4
 from dataset_builders.uvrb.build import check
 from dataset_builders.uvrb.sources import SourceError
-from dataset_builders.uvrb.upstream import NEEDS, UPSTREAM_CLASSES, open_upstream
 from dataset_builders.uvrb.tasks import TASKS
-from rendering import draw_frames
+from dataset_builders.uvrb.upstream import NEEDS, UPSTREAM_CLASSES, open_upstream
 
 
 @pytest.fixture(scope="module")
