@@ -15,7 +15,7 @@ import torch
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from modeling_gve.video_gve import load_image, uniform_indices
+from modeling_gve.video_gve import DEFAULT_FRAMES_PER_SECOND, load_image, uniform_indices
 
 
 NUM_FRAMES = 8  # of the protocol
@@ -29,8 +29,8 @@ REPAIR_QUALITY = 17
 MIN_DECODED_SHARE = 0.5
 # Not in the paper: no side of a frame may be smaller, as Qwen2.5-VL's smallest patch has 28 pixels.
 MIN_SIDE = 28
-# Not in the paper: rate of a folder of frames, which has no clock; the authors do not give the one that they used.
-FOLDER_FPS = 1.0
+# Not in the paper: a folder of frames has no clock, and the authors do not give the rate that they extracted at.
+FOLDER_FPS = DEFAULT_FRAMES_PER_SECOND
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 REMUXABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")  # codecs that MP4 holds and readers expect in it
 
