@@ -7,10 +7,12 @@ python -m hub_cards.render --namespace me --repo gve-mini   # one of them
 
 A model's card is made of its `config.json`, its weights, `training_run.json` (written by the training run) and
 `results/*.json` (written by `evaluate_metrics/run_uvrb.py`, put there by `hub_cards.assemble`); a dataset's card of
-its Parquet files and of the metadata that its builder wrote, which is kept. The metrics' cards are written by hand.
+its Parquet files, its build record and the metadata that its builder wrote, which is kept. The metrics' cards are
+written by hand.
 """
 
 import argparse
+import csv
 import json
 import math
 from pathlib import Path
@@ -20,13 +22,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyarrow import parquet
 from safetensors import safe_open
 
-from dataset_builders.uvrb.tasks import TASKS
+from dataset_builders.uvrb import tasks as uvrb_tasks
+from dataset_builders.uvrb.tasks import TASKS, abilities
 from evaluate_metrics.report import render_markdown
 from hub_cards.repos import METRICS, metadata, repo_folder, repo_names, repo_type, run_command
 
 
 TRAINING_RECORD = "training_run.json"
 BUILD_RECORD = "mini.json"
+UVRB_RECORD, UVRB_REPORT = "uvrb.json", "report.json"
 PAPER = "https://arxiv.org/abs/2510.27571"
 SIZE_CATEGORIES = {
     1_000: "n<1K",
@@ -103,10 +107,30 @@ def render_benchmark_card(data_dir, namespace="org"):
     if missing:
         raise ValueError(f"{folder / 'README.md'} lacks the configs {', '.join(missing)}; build the benchmark again")
     data = _dataset_card_data(folder, rows, "UVRB")
+    if (folder / UVRB_RECORD).is_file():
+        return _card(DatasetCard, data, _uvrb_text(folder, namespace, tasks, rows))
     text = _TEMPLATES.get_template("benchmark.md.j2").render(
         **_dataset_names(folder, namespace), command=_build_command(folder, "uvrb"), tasks=tasks, rows=rows
     )
     return _card(DatasetCard, data, text)
+
+
+def _uvrb_text(folder, namespace, tasks, rows):
+    """Prose of a flavour of UVRB itself, from what its builder left beside the tables."""
+    build = _read_json(folder / UVRB_RECORD)
+    with open(Path(uvrb_tasks.__file__).with_name("licences.csv"), newline="", encoding="utf-8") as file:
+        licences = [row for row in csv.DictReader(file) if set(row["keys"].split()) & {task.key for task in tasks}]
+    source = {"release": "build --source FOLDER", "upstream": "build --upstream FILE", "index": "join --index INDEX"}
+    return _TEMPLATES.get_template("uvrb.md.j2").render(
+        **_dataset_names(folder, namespace),
+        build=build,
+        report=_read_json(folder / UVRB_REPORT),
+        command=f"python -m dataset_builders.uvrb {source[build['source']]} --flavours {build['flavour']}",
+        tasks=tasks,
+        rows=rows,
+        licences=licences,
+        abilities=abilities,
+    )
 
 
 def render_training_data_card(data_dir, namespace="org"):

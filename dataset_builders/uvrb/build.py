@@ -249,6 +249,8 @@ def write_repo(folder, datasets, prepared, report, settings):
     configs[0]["default"] = True
     write_card(temporary, configs, license="other")
     write_whole(temporary / REPORT, report_json(report))
+    for half in temporary.rglob(".*.tmp"):  # of a run that was killed
+        half.unlink()
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     return folder

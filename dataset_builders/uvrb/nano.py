@@ -73,7 +73,8 @@ def score_by_model(path):
 
     def scorer(dataset, queries, prepared):
         with torch.inference_mode():
-            left = model.encode([_model_input(query, prepared) for query in queries], dataset.task.instruction)
+            asked = [_model_input(query, prepared) for query in queries]
+            left = model.encode(asked, instruction=dataset.task.instruction)
             right = model.encode([_model_input(item, prepared) for item in dataset.corpus])
         return (left.float() @ right.float().T).cpu().numpy()
 

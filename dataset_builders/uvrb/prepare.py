@@ -159,7 +159,7 @@ def _key(part):
     files = sorted(part.path.iterdir()) if part.path.is_dir() else [part.path]
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     settings = (VERSION, video_files.CLIP_QUALITY, video_files.MAX_PIXELS, part.kind, part.frame_of_video)
-    return hashlib.sha256(repr((str(part.path.resolve()), state, settings)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((str(part.path.resolve()), part.name, state, settings)).encode()).hexdigest()[:32]
 
 
 def _read(record):

@@ -15,7 +15,7 @@ import torch
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from modeling_gve.video_gve import load_image, uniform_indices
+from modeling_gve.video_gve import DEFAULT_FRAMES_PER_SECOND, load_image, uniform_indices
 
 
 NUM_FRAMES = 8  # of the protocol
@@ -29,8 +29,8 @@ REPAIR_QUALITY = 17
 MIN_DECODED_SHARE = 0.5
 # Not in the paper: no side of a frame may be smaller, as Qwen2.5-VL's smallest patch has 28 pixels.
 MIN_SIDE = 28
-# Not in the paper: rate of a folder of frames, which has no clock; the authors do not give the one that they used.
-FOLDER_FPS = 1.0
+# Not in the paper: a folder of frames has no clock, and the authors do not give the rate that they extracted at.
+FOLDER_FPS = DEFAULT_FRAMES_PER_SECOND
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 REMUXABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")  # codecs that MP4 holds and readers expect in it
 
@@ -112,15 +112,16 @@ def _list_frames(path, found):
         stream = container.streams.video[0]
         found.codec = stream.codec_context.name
         found.width, found.height = stream.codec_context.width, stream.codec_context.height
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        listed = [packet for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in listed if not packet.is_discard]  # an edit list hides the others
         stamps = sorted({packet.pts for packet in packets if packet.pts is not None})
         found.n_listed = len(packets)
         if len(stamps) < len(packets):
             found.problems.append(f"{len(packets) - len(stamps)} of {len(packets)} frames have no time of their own")
         if any(packet.is_corrupt for packet in packets):
             found.problems.append("packets are marked as damaged")
-        if stream.frames and len(packets) < stream.frames:
-            found.problems.append(f"the header promises {stream.frames} frames, the file holds {len(packets)}")
+        if stream.frames and len(listed) < stream.frames:
+            found.problems.append(f"the header promises {stream.frames} frames, the file holds {len(listed)}")
         if min(found.width, found.height) < MIN_SIDE:
             found.problems.append(f"frames of {found.width} x {found.height} pixels are below {MIN_SIDE} a side")
         if not packets:

@@ -138,17 +138,34 @@ def test_clips_are_all_intra(repos):
         assert container.streams.video[0].codec_context.name == "h264"
 
 
-def test_the_default_flavour_retrieves_as_the_files_do(repos, model):
+@pytest.fixture
+def embedder(model, processor, monkeypatch):
+    """A tiny random GVE model that finds its processor."""
+    monkeypatch.setattr(model, "_processor", processor)
+    return model
+
+
+def test_the_default_flavour_retrieves_as_the_files_do(repos, embedder):
     """The wholes as queries against the clips: each finds its own, and the two sides' vectors agree."""
     root, _ = repos
     sides = []
     for flavour in ("uvrb", "uvrb-videos"):
         rows = undecoded(root / flavour, "crb_g-corpus")
-        sides.append(model.encode([{"video": row["video"]} for row in rows]).numpy())
+        sides.append(embedder.encode([{"video": row["video"]} for row in rows]).numpy())
     ids = [str(i) for i in range(N_CORPUS)]
     ranks = ranks_from_embeddings(sides[1], sides[0], ids, ids, {name: [name] for name in ids})
     assert [row.tolist() for row in ranks] == [[1.0]] * N_CORPUS
     assert (sides[0] * sides[1]).sum(axis=1).min() > 0.995
+
+
+def test_quality_is_measured_on_the_files(repos, embedder):
+    from dataset_builders.uvrb import quality
+
+    parts = [load_retrieval_data(str(repos[0] / "uvrb-videos"), TASKS[key]) for key in ("lovr_c2v", "ms_tv")]
+    files, fine, coarse = quality.compare(embedder, parts, rates=(10, 45))
+    assert files["rate"] == "files" and files["cosine"] == pytest.approx(1, abs=1e-6)
+    assert coarse["cosine"] < fine["cosine"] < 1 and coarse["median_kb"] < fine["median_kb"]
+    assert {0 <= row[key] <= 1 for row in (files, fine, coarse) for key in ("lovr_c2v", "ms_tv")} == {True}
 
 
 def test_folders_of_frames_become_videos(repos):
@@ -190,6 +207,21 @@ def test_two_processes_write_the_same_bytes(release, repos, tmp_path):
     build(open_release(release, ["msrvtt"]), ["uvrb"], tmp_path / "a", tmp_path / "cache", processes=2)
     one, all_of_it = tree(tmp_path / "a" / "uvrb" / "data" / "msrvtt-corpus"), repos[0] / "uvrb" / "data"
     assert one == tree(all_of_it / "msrvtt-corpus")
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_cards_tell_what_a_flavour_is(repos, tmp_path, flavour):
+    from hub_cards.render import render_repo
+
+    folder = shutil.copytree(repos[0] / flavour, tmp_path / flavour)
+    render_repo(folder, "me")
+    card = (folder / "README.md").read_text()
+    assert f'load_dataset("me/{flavour}", split="test")' in card and "license: other" in card
+    assert "| `dream_e` | DREAM-1K-Event | TXT, FG, PR | text | recall@1 | 3 (6251) | 3 (1000) |" in card
+    assert "| `ms_ti` | MomentSeeker-Text-Image | CMP | text+image | precision@1 | 3 (400) | 3 (10 a query) |" in card
+    assert "| VDC | vdc_o vdc_d | apache-2.0 |" in card
+    assert f"python -m dataset_builders.uvrb build --source FOLDER --flavours {flavour}" in card
+    assert ("--index me/uvrb-index" in card) == (flavour == "uvrb-index")
 
 
 # Index and join
@@ -249,6 +281,19 @@ def test_nano_is_as_hard_as_the_whole_for_its_scorer(tmp_path, videos):
     chosen = nano.choose(composed, prepared, scorer, n_queries=2)
     assert chosen.candidates == {query.id: composed.candidates[query.id] for query in chosen.queries}
     assert {item.id for item in chosen.corpus} == {name for names in chosen.candidates.values() for name in names}
+
+
+def test_a_model_may_choose_the_distractors(tmp_path, videos, embedder, processor):
+    embedder.save_pretrained(tmp_path / "gve")
+    processor.save_pretrained(tmp_path / "gve")
+    write_release(tmp_path / "src", ["ms_ti"], videos=videos)
+    (dataset,), prepared, _ = check(open_release(tmp_path / "src"), tmp_path / "cache")
+    scores = nano.score_by_model(str(tmp_path / "gve"))(dataset, dataset.queries[:2], prepared)
+    query, video = dataset.queries[1], dataset.corpus[2]
+    parts = {"text": query.text, "image": str(query.image.path)}
+    left = embedder.encode([parts], instruction=TASKS["ms_ti"].instruction)
+    right = embedder.encode([{"video": prepared[video.video].clip}])
+    assert scores.shape == (2, N_CORPUS) and scores[1, 2] == pytest.approx(float(left @ right.T), abs=1e-5)
 
 
 def test_without_a_model_looks_decide(tmp_path, videos):
