@@ -35,9 +35,11 @@ class GVEConfig(PretrainedConfig):
             (arXiv 2510.27571, evaluation protocol).
         max_length (`int`, defaults to 8192): most tokens an input may have; only text is ever cut to fit.
         instruction (`str`, *optional*): system text of an input that brings none.
+        matryoshka_dims (list of `int`, *optional*): numbers of leading dimensions that the model was trained to embed
+            with on their own; empty for a model without them.
 
     Raises:
-        ValueError: a limit is out of range.
+        ValueError: a limit is out of range, or a number of dimensions.
     """
 
     model_type = "gve"
@@ -51,6 +53,7 @@ class GVEConfig(PretrainedConfig):
         max_tokens_per_frame: int = 200,
         max_length: int = 8192,
         instruction: str = DEFAULT_INSTRUCTION,
+        matryoshka_dims: list[int] | None = None,
         **kwargs,
     ):
         if isinstance(backbone_config, PretrainedConfig):
@@ -65,6 +68,9 @@ class GVEConfig(PretrainedConfig):
         self.max_tokens_per_frame = max_tokens_per_frame
         self.max_length = max_length
         self.instruction = instruction
+        self.matryoshka_dims = sorted(matryoshka_dims or [], reverse=True)
+        if any(not 1 <= dim <= self.embedding_dim for dim in self.matryoshka_dims):
+            raise ValueError(f"matryoshka_dims={self.matryoshka_dims}: use dimensions from 1 to {self.embedding_dim}")
         super().__init__(**kwargs)
 
     @property
