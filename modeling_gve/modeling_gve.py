@@ -334,9 +334,9 @@ def quantize_embeddings(
     """Embeddings in fewer bytes.
 
     `"int8"` divides by one step for all dimensions, the largest absolute value in `calibration` / 127, rounds, and
-    clips what lies beyond. One step keeps inner products: cosines of the codes err by about step / sqrt(12). (The
-    ranges a dimension of `sentence_transformers.quantize_embeddings` cost no less, and shift inner products.) Calibrate
-    queries and corpus with the same embeddings, some hundred of both. `"ubinary"` keeps the signs, eight a byte, first
+    clips what lies beyond. One step keeps inner products: a cosine errs by about step / sqrt(12) a code. (Ranges of
+    their own for all dimensions, as sentence-transformers takes them, would shift inner products.) Calibrate queries
+    and corpus with the same embeddings, some hundred of both. `"ubinary"` keeps the signs, eight a byte, first
     dimension in the highest bit, as sentence-transformers and FAISS pack them; it needs no calibration.
 
     What they cost is a model's own affair: `python -m modeling_gve.parity PATH --precision` measures it. As a rule,
