@@ -293,7 +293,7 @@ def main(words=None):
     parser.add_argument("--device", default="cpu", help="where it runs (default: %(default)s)")
     parser.add_argument("--speed", action="store_true", help="also print what each shortcut saves")
     arguments = parser.parse_args(words)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         model, processor = load(arguments.path, arguments.device)
@@ -306,10 +306,10 @@ def main(words=None):
     failed = []
     with tempfile.TemporaryDirectory(prefix="gve-parity-") as folder:
         for name, differences in compare(model, processor, Path(folder)):
-            console.print(f"{name} ...", highlight=False)
             if differences is None:
-                table.add_row(name, *["not installed"] * len(KINDS))
+                console.print(f"{name}: not run, it is not installed", highlight=False)
                 continue
+            console.print(f"{name}: done", highlight=False)
             if not passes(differences):
                 failed.append(name)
             table.add_row(
