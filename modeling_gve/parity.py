@@ -16,6 +16,7 @@ Repos and checkpoints are written to a temporary folder (`TMPDIR`): three copies
 import argparse
 import importlib.util
 import inspect
+import io
 import json
 import statistics
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -55,13 +57,13 @@ def make_items():
     """
     generator = np.random.default_rng(0)
     items, kinds = [], []
-    for text, (height, width), spacing in zip(TEXTS, SIZES, SPACINGS):
+    for text, (height, width), spacing, encode in zip(TEXTS, SIZES, SPACINGS, (np.asarray, _png)):
         for kind in KINDS:
             names, item = kind.split("+"), {}
             if "text" in names:
                 item["text"] = text
             if "image" in names:
-                item["image"] = _picture(generator, 1, height, width)[0]
+                item["image"] = encode(_picture(generator, 1, height, width)[0])
             if "video" in names:
                 item["video"] = VideoFrames(_picture(generator, 8, width, height), np.arange(8) * spacing)
             items.append(item)
@@ -75,6 +77,12 @@ def _picture(generator, frames, height, width):
     """Blocks of colour that change from frame to frame, uint8 of shape `(frames, height, width, 3)`."""
     blocks = generator.integers(0, 256, (frames, height // 14, width // 14, 3), dtype=np.uint8)
     return blocks.repeat(14, axis=1).repeat(14, axis=2)
+
+
+def _png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @torch.no_grad()
