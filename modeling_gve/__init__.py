@@ -1,7 +1,7 @@
 """The GVE embedding model: configuration, model, processor and video reading, files that travel to a model repo."""
 
 from .configuration_gve import GVEConfig
-from .modeling_gve import GVEModel, GVEOutput, batch_equal_windows
+from .modeling_gve import GVEModel, GVEOutput, batch_equal_windows, quantize_embeddings
 from .processing_gve import GVEProcessor, PreparedItem
 from .video_gve import VideoError, VideoFrames, decode_video
 
@@ -21,4 +21,5 @@ __all__ = [
     "VideoFrames",
     "batch_equal_windows",
     "decode_video",
+    "quantize_embeddings",
 ]

@@ -102,11 +102,13 @@ class GVEConfig(PretrainedConfig):
             (arXiv 2510.27571, evaluation protocol).
         max_length (`int`, defaults to 8192): most tokens an input may have; only text is ever cut to fit.
         instruction (`str`, *optional*): system text of an input that brings none.
+        matryoshka_dims (list of `int`, *optional*): numbers of leading dimensions that the model was trained to embed
+            with on their own; empty for a model without them.
 
     `from_pretrained` reads a backbone's configuration too, as the start of a new GVE model.
 
     Raises:
-        ValueError: a limit is out of range, or the backbone is of another family.
+        ValueError: a limit or a number of dimensions is out of range, or the backbone is of another family.
     """
 
     model_type = "gve"
@@ -120,6 +122,7 @@ class GVEConfig(PretrainedConfig):
         max_tokens_per_frame: int = 200,
         max_length: int = 8192,
         instruction: str = DEFAULT_INSTRUCTION,
+        matryoshka_dims: list[int] | None = None,
         **kwargs,
     ):
         if isinstance(backbone_config, PretrainedConfig):
@@ -136,6 +139,9 @@ class GVEConfig(PretrainedConfig):
         self.max_tokens_per_frame = max_tokens_per_frame
         self.max_length = max_length
         self.instruction = instruction
+        self.matryoshka_dims = sorted(matryoshka_dims or [], reverse=True)
+        if any(not 1 <= dim <= self.embedding_dim for dim in self.matryoshka_dims):
+            raise ValueError(f"matryoshka_dims={self.matryoshka_dims}: use dimensions from 1 to {self.embedding_dim}")
         super().__init__(**kwargs)
 
     @classmethod

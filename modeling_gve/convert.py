@@ -28,6 +28,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from hub_cards.repos import metadata, run_command
 from modeling_gve import GVEConfig, GVEModel, GVEProcessor
+from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 from modeling_gve.modeling_gve import CHECKPOINT_KEYS
 
 
@@ -85,6 +86,7 @@ def convert(source, target, show_progress_bar=False, **settings):
         config.architectures = [type(model).__name__]
         custom_object_save(model, unfinished, config=config)
         config.save_pretrained(unfinished)
+        write_sentence_transformers_files(unfinished, config)
         for file in (file for pattern in ("LICENSE*", "NOTICE*") for file in folder.glob(pattern)):
             shutil.copyfile(file, unfinished / file.name)
         (unfinished / "README.md").write_text(_card(source, folder, target.name), encoding="utf-8")

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import HfApi
 
 from hub_cards.repos import IGNORED
+from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "trl")
@@ -50,6 +51,7 @@ def save_repo(model, processor, output_dir, record, state=None):
     """
     model.save_pretrained(output_dir, state_dict=state)
     processor.save_pretrained(output_dir)
+    write_sentence_transformers_files(output_dir, model.config)
     (Path(output_dir) / "training_run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -16,6 +16,7 @@ from transformers import Qwen3VLForConditionalGeneration
 import modeling_gve
 from modeling_gve import GVEModel, GVEProcessor
 from modeling_gve.convert import convert, main
+from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 
 
 PROGRAM = """
@@ -55,6 +56,7 @@ def test_a_converted_repo_is_as_complete_as_a_saved_one(full_model, tokenizer, t
     model = GVEModel.from_pretrained(source, **limits)
     model.save_pretrained(tmp_path / "saved")
     GVEProcessor.for_model(source, model.config).save_pretrained(tmp_path / "saved")
+    write_sentence_transformers_files(tmp_path / "saved", model.config)
     saved = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
     assert "chat_template.jinja" in saved and "modeling_gve.py" in saved
     converted = {file.name: file.read_bytes() for file in target.iterdir()}
