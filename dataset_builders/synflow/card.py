@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import yaml
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image
@@ -21,7 +20,6 @@ from dataset_builders.synflow.store import write_whole
 from dataset_builders.synflow.texts import count_words
 
 
-matplotlib.use("Agg")
 MARKER = "synflow.json"
 SAMPLES = 4
 
@@ -104,9 +102,10 @@ class Card(PipelineStep):
         yield from ()
 
     def _plots(self, rows, videos, table):
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure  # slow to import, and needed once
 
-        figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+        figure = Figure(figsize=(12, 3.2))
+        axes = figure.subplots(1, 3)
         axes[0].bar([line["task"] for line in table], [line["share"] for line in table], label="here")
         axes[0].plot([line["task"] for line in table], [line["paper"] for line in table], "k_", label="recipe")
         axes[0].set(title="Pairs by format", ylabel="%")
@@ -119,7 +118,6 @@ class Card(PipelineStep):
         buffer = io.BytesIO()
         figure.tight_layout()
         figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-        plt.close(figure)
         write_whole(self.output / "assets" / "distributions.png", buffer.getvalue())
 
     def _samples(self):

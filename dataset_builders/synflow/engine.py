@@ -26,6 +26,9 @@ from dataset_builders.synflow.sources import write_index
 from dataset_builders.synflow.store import write_whole
 
 
+logger.disable("datatrove.executor.base")  # it logs an exception and raises it too: once is enough
+logger.disable("datatrove.pipeline.writers.disk_base")  # it warns of files that are not named by task
+
 RESTARTS = 20  # of a pool whose workers were killed
 
 
@@ -241,7 +244,8 @@ def spent(work):
     for path in Path(work).glob("logs/*/stats/*.json"):
         for step in json.loads(path.read_text()):
             for name in total:
-                total[name] += step["stats"].get(name, {}).get("total", 0)
+                number = step["stats"].get(name, 0)
+                total[name] += number if isinstance(number, int) else number["total"]
     return total
 
 

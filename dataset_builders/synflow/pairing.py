@@ -72,7 +72,7 @@ def scaled_budgets(recipe, supply):
     if not all(short.values()):
         raise BudgetError(f"a format has no pairs at all ({counts}); add videos or set its budget to 0")
     factor = min(number / wanted[task] for task, number in short.items())
-    return {task: math.floor(number * factor + 1e-9) for task, number in wanted.items()}
+    return {task: min(supply[task], round(number * factor)) for task, number in wanted.items()}
 
 
 class Allotment(PipelineStep):

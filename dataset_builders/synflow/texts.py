@@ -97,14 +97,14 @@ def is_language(text, language):
         return True
     ranking = dict(_identifier().rank(text))
     # Not in the paper: another language must be clearly likelier.
-    return confidence < 0.9 or ranking.get(language, 0.0) > 0.05
+    return confidence < 0.6 or ranking.get(language, 0.0) > 0.05
 
 
 @cache
 def _identifier():
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def normal_form(text):
