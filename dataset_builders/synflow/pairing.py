@@ -174,8 +174,11 @@ class Neighbours:
 
     def member_scores(self, text, document, ids):
         """The text's cosine with the document's own captions, and with those of `ids` in the same pool."""
-        scores, row = self.text_scores(text, document)
-        return float(scores[row]), [float(scores[self.place[other][1]]) for other in ids]
+        pool, row = self.place[document.id]
+        _, vectorizer, vectors = self.pools[pool]
+        rows = [row, *(self.place[other][1] for other in ids)]
+        own, *others = (vectors[rows] @ vectorizer.transform([text]).T).toarray().ravel().tolist()
+        return own, others
 
 
 def captions_of(document):

@@ -1,4 +1,4 @@
-"""A captioner for tests: it speaks the OpenAI protocol, sees pictures, answers from the scene graph, and fails at will.
+"""A captioner for tests: it speaks the OpenAI protocol, answers from the scene graph and fails at will.
 
 It finds the film behind a request by its pictures alone: the nearest of all frames of the films that it knows. So a
 flow that sends the wrong pictures gets wrong answers. Run as a program it prints its port and serves until killed.

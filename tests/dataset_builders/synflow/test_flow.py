@@ -17,10 +17,11 @@ from stand_in_captioner import Captioner
 
 from dataset_builders.synflow import pairing
 from dataset_builders.synflow.__main__ import main
+from dataset_builders.synflow.card import configs
 from dataset_builders.synflow.documents import count_dropped
 from dataset_builders.synflow.engine import make_executor, run, stages, work_folder
 from dataset_builders.synflow.plan import forecast
-from dataset_builders.synflow.publish import MediaIndex, read_rows
+from dataset_builders.synflow.publish import MediaIndex, Publisher, read_rows
 from dataset_builders.synflow.recipe import FORMATS, PAPER_BUDGETS, Recipe, RecipeError
 from dataset_builders.synflow.rendered import FAULTS, draw_video
 
@@ -119,14 +120,9 @@ def test_negatives_and_targets_differ(flow):
             assert negative["video"]["bytes"] != row["target_video"]["bytes"]
 
 
-def test_composed_queries_need_both_parts(flow):
-    """The target is another video than the reference's, which is the negative."""
-    recipe, folder, output = flow
-    for task in ("ti2v", "tv2v"):
-        for row in read_rows(output):
-            if row["task"] == task:
-                assert row["target_id"] != row["source_id"]
-    assert ("pair", "text_alone_suffices") in count_dropped(work_folder(folder / "runs", recipe)) or True
+def test_composed_targets_are_other_videos(flow):
+    composed = [row for row in read_rows(flow[2]) if row["task"] in ("ti2v", "tv2v")]
+    assert composed and all(row["target_id"] != row["source_id"] for row in composed)
 
 
 def test_the_card_counts_what_was_dropped(flow):
@@ -270,7 +266,7 @@ def worker_of(pid):
     import psutil
 
     family = psutil.Process(pid).children(recursive=True)
-    busy = [p for p in family if any(".lock" not in f.path and "/locks/" in f.path for f in p.open_files())]
+    busy = [process for process in family if any("/locks/" in file.path for file in process.open_files())]
     return (busy or family)[-1].pid
 
 
@@ -347,12 +343,8 @@ def test_referenced_media_are_stored_once_and_put_back(flow, tmp_path):
     """Same pairs as embedded, from the same run's files."""
     recipe, folder, output = flow
     referenced = Recipe(**{**recipe.model_dump(), "output": {**recipe.output.model_dump(), "media": "referenced"}})
-    from dataset_builders.synflow.publish import Publisher
-
     work = work_folder(folder / "runs", recipe)
     list(Publisher(referenced, work, tmp_path).run())
-    from dataset_builders.synflow.card import configs
-
     front = yaml.safe_dump({"configs": configs(tmp_path)}, sort_keys=False)
     (tmp_path / "README.md").write_text(f"---\n{front}---\n")
     media = MediaIndex(str(tmp_path))
