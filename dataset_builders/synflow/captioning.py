@@ -194,7 +194,7 @@ class CaptionRunner(InferenceRunner):
         settings = self.recipe.captioner
         media = await asyncio.to_thread(request.media, settings)
         spent = {"input_tokens": 0, "output_tokens": 0, "requests": 0}
-        failure = None
+        failure = said = None
         for attempt in range(settings.retries + 1):
             messages = [{"role": "user", "content": [*media, {"type": "text", "text": request.prompt}]}]
             for repair in (False, True):
@@ -218,11 +218,11 @@ class CaptionRunner(InferenceRunner):
                         raise AnswerError("answer_truncated", f"it is longer than {settings.max_tokens} tokens")
                     return {**spent, "answer": read_answer(request.task, result.text)}
                 except AnswerError as error:
-                    failure = error
+                    failure, said = error, result.text[:4000]
                 if not repair:
-                    said = {"role": "assistant", "content": result.text[:4000]}
-                    messages = [*messages, said, {"role": "user", "content": write_repair(failure)}]
-        return {**spent, "reason": failure.reason, "detail": str(failure)}
+                    bad = {"role": "assistant", "content": said}
+                    messages = [*messages, bad, {"role": "user", "content": write_repair(failure)}]
+        return {**spent, "reason": failure.reason, "detail": str(failure), "said": said}
 
 
 async def _generated(generate, payload):

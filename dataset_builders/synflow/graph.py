@@ -68,13 +68,25 @@ class GraphEmbedder:
         """Each film as seen by a reader of its text: what the text leaves out does not count against it."""
         rows = []
         for film, text in zip(films, texts):
-            true = set()
-            for scene in film.scenes:
-                true |= {scene.theme, *scene.camera, *(event.action for event in scene.events)}
-                true |= {word for thing in scene.things for word in thing.name}
+            true = _true_words(film)
             said = [bool(_PATTERNS[word].search(text)) for word in VOCABULARY]
             rows.append([(word in true) * (1.0 if spoken else 0.2) for word, spoken in zip(VOCABULARY, said)])
         return _unit(rows)
+
+
+def _true_words(film):
+    words = set()
+    for scene in film.scenes:
+        words |= {scene.theme, *scene.camera, *(event.action for event in scene.events)}
+        words |= {word for thing in scene.things for word in thing.name}
+    return words
+
+
+def borne_out(text, film):
+    """How many of the words of the rendered world that a text uses are true of the film, and how many it uses."""
+    true = _true_words(film)
+    said = [word for word in VOCABULARY if _PATTERNS[word].search(text)]
+    return sum(word in true for word in said), len(said)
 
 
 def _unit(rows):
