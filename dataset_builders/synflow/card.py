@@ -64,9 +64,12 @@ class Card(PipelineStep):
         self.recipe, self.work, self.output = recipe, Path(work), Path(output)
 
     def run(self, data=None, rank=0, world_size=1):
-        rows = list(read_rows(self.output))
+        counts, words = Counter(), []
+        for row in read_rows(self.output, ["task", "query_text"]):
+            counts[row["task"], row["split"]] += 1
+            if row["query_text"]:
+                words.append(count_words(row["query_text"]))
         videos = list(PartReader(self.work / "selected", every=True).run())
-        counts = Counter((row["task"], row["split"]) for row in rows)
         total = sum(counts.values())
         table = [
             {
@@ -78,7 +81,7 @@ class Card(PipelineStep):
             }
             for task in FORMATS
         ]
-        self._plots(rows, videos, table)
+        self._plots(words, videos, table)
         front = yaml.safe_dump(
             {"license": "other", "task_categories": ["feature-extraction"], "configs": configs(self.output)},
             sort_keys=False,
@@ -101,7 +104,7 @@ class Card(PipelineStep):
         )
         yield from ()
 
-    def _plots(self, rows, videos, table):
+    def _plots(self, words, videos, table):
         from matplotlib.figure import Figure  # slow to import, and needed once
 
         figure = Figure(figsize=(12, 3.2))
@@ -110,7 +113,6 @@ class Card(PipelineStep):
         axes[0].plot([line["task"] for line in table], [line["paper"] for line in table], "k_", label="recipe")
         axes[0].set(title="Pairs by format", ylabel="%")
         axes[0].legend()
-        words = [count_words(row["query_text"]) for row in rows if row["query_text"]]
         axes[1].hist(words, bins=40)
         axes[1].set(title="Words of a query")
         axes[2].hist([video.metadata["seconds"] for video in videos], bins=40)

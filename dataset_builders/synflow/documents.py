@@ -5,11 +5,16 @@ run at once, and a stage resumes part by part.
 """
 
 import os
+import platform
 from pathlib import Path
 
 from datatrove.data import Document
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
+
+
+UNFINISHED = ".unfinished"
+NODE = platform.node().partition(".")[0]
 
 
 def part_name(part):
@@ -50,10 +55,9 @@ class WholeWriter(JsonlWriter):
 
     def __init__(self, folder, output_filename="${rank}.jsonl"):
         super().__init__(str(folder), output_filename=output_filename, compression=None)
-        self._suffix = ".unfinished"
 
     def _get_output_file_with_retry(self, output_filename):
-        return super()._get_output_file_with_retry(f"{output_filename}.{os.getpid()}{self._suffix}")
+        return super()._get_output_file_with_retry(f"{output_filename}.{NODE}+{os.getpid()}{UNFINISHED}")
 
     def __exit__(self, exc_type, exc_val, exc_tb):
         names = list(self.output_mg.get_open_files())
@@ -61,7 +65,7 @@ class WholeWriter(JsonlWriter):
         for name in names:
             path = self.output_folder.resolve_paths(name)
             if exc_type is None:
-                os.replace(path, path.removesuffix(self._suffix).rpartition(".")[0])
+                os.replace(path, path.removesuffix(UNFINISHED).rpartition(".")[0])
             else:
                 os.unlink(path)
 

@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,7 +20,7 @@ from tqdm import tqdm
 
 from dataset_builders.synflow.captioning import Answered, CaptionRunner, caption_requests, composition_requests
 from dataset_builders.synflow.card import MARKER, Card
-from dataset_builders.synflow.documents import PartReader, WholeWriter, exclusions
+from dataset_builders.synflow.documents import NODE, UNFINISHED, PartReader, WholeWriter, exclusions
 from dataset_builders.synflow.pairing import Allotment, Pairing, Relation
 from dataset_builders.synflow.publish import Publisher
 from dataset_builders.synflow.quality import Cutter, Selection, SimilarityFilter, TextFilter, VideoFilter
@@ -145,7 +148,8 @@ class LocalExecutor(LocalPipelineExecutor):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         workers = max(1, min(self.workers, len(ranks)))
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        watch = {"initializer": _leave_with, "initargs": (os.getpid(),)}
+        with ProcessPoolExecutor(workers, mp_context=context, **watch) as pool:
             pristine = dill.dumps(self)
             waiting = [pool.submit(_run_part, pristine, rank) for rank in ranks]
             try:
@@ -159,6 +163,18 @@ class LocalExecutor(LocalPipelineExecutor):
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return True
+
+
+def _leave_with(driver):
+    """Ends this worker soon after its driver: one that was killed cannot do it."""
+    process = psutil.Process(driver)
+
+    def watch():
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_part(pristine, rank):
@@ -266,8 +282,8 @@ def _check_output(work, output):
 
 
 def remove_unfinished(work):
-    """Delete what killed writers left; the file of one that still runs stays."""
-    for leftover in Path(work).glob("**/*.unfinished"):
-        owner = leftover.name.removesuffix(".unfinished").rpartition(".")[2]
-        if not psutil.pid_exists(int(owner)):
+    """Delete what killed writers of this machine left; the file of one that still runs stays."""
+    for leftover in Path(work).glob(f"**/*{UNFINISHED}"):
+        node, _, pid = leftover.name.removesuffix(UNFINISHED).rpartition(".")[2].rpartition("+")
+        if node == NODE and not psutil.pid_exists(int(pid)):
             leftover.unlink(missing_ok=True)

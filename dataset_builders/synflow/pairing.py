@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from dataset_builders.mini.pairs import INSTRUCTIONS
 from dataset_builders.mini.world import generator
 from dataset_builders.synflow.answers import FRAME_STYLES, VIDEO_STYLES
+from dataset_builders.synflow.decontamination import load_benchmark, text_overlap
 from dataset_builders.synflow.documents import WholeWriter
 from dataset_builders.synflow.footage import frame_times
 from dataset_builders.synflow.recipe import FORMATS
@@ -237,27 +238,43 @@ class Pairing(PipelineStep):
         with self.exclusion_writer:
             pairs = {task: self._pairs(documents, task) for task in FORMATS if self.recipe.budgets.get(task)}
         budgets = scaled_budgets(self.recipe, {task: len(found) for task, found in pairs.items()})
-        with WholeWriter(self.work / "paired", "${shard}.jsonl") as writer:
-            for task, number in budgets.items():
-                self.stat_update(task, value=number, unit="task")
-                order = sorted(pairs[task], key=lambda pair: lot(self.recipe.seed, "take", pair["pair_id"]))
-                self._write(writer, task, order[:number])
+        for task, number in budgets.items():
+            self.stat_update(task, value=number, unit="task")
+            order = sorted(pairs[task], key=lambda pair: lot(self.recipe.seed, "take", pair["pair_id"]))
+            self._write(task, order[:number])
         summary = {"pairs": budgets, "videos": len(documents)}
         write_whole(self.work / "paired" / "summary.json", json.dumps(summary, sort_keys=True))
         yield from ()
 
-    def _write(self, writer, task, pairs):
+    def _write(self, task, pairs):
         size = self.recipe.output.rows_per_shard
         for split in ("train", "validation"):
             rows = [pair for pair in pairs if pair["split"] == split]
-            shards = max(1, math.ceil(len(rows) / size))
-            for number, row in enumerate(rows):
-                shard = f"{task}-{split}-{number // size:05d}-of-{shards:05d}"
-                writer.write(Document(text=row["pair_id"], id=row["pair_id"], metadata={"shard": shard, "row": row}))
+            shards = math.ceil(len(rows) / size)
+            for number in range(shards):
+                name = f"{task}-{split}-{number:05d}-of-{shards:05d}.jsonl"
+                with WholeWriter(self.work / "paired", name) as writer:
+                    for row in rows[number * size : (number + 1) * size]:
+                        writer.write(Document(text=row["pair_id"], id=row["pair_id"], metadata={"row": row}))
 
     def _pairs(self, documents, task):
-        make = getattr(self, f"_{task}")
-        return [pair for document in documents if task in document.metadata["serves"] for pair in make(document)]
+        make, kept = getattr(self, f"_{task}"), []
+        for document in documents:
+            for pair in make(document) if task in document.metadata["serves"] else ():
+                if self._is_in_benchmark(pair):
+                    self._drop(document, task, "text_in_benchmark", pair["query"]["text"])
+                else:
+                    kept.append(pair)
+        return kept
+
+    def _is_in_benchmark(self, pair):
+        """Whether a text that the captioner wrote is one of the benchmark's queries."""
+        settings = self.recipe.decontamination
+        if settings is None:
+            return False
+        ngram_set = load_benchmark(settings, self.recipe.quality.video)[1]
+        texts = [side["text"] for side in (pair["query"], pair["target"]) if side.get("text")]
+        return any(text_overlap(text, ngram_set, settings.ngram) > settings.max_overlap for text in texts)
 
     def _drop(self, document, task, reason, detail):
         facts = {"part": document.metadata["part"], "filter_reason": reason, "task": task}

@@ -5,6 +5,9 @@ config `media`, and rows name it by path: [`MediaIndex`] puts the bytes back.
 """
 
 import json
+import os
+import uuid
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -12,8 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.pipeline.base import PipelineStep
-
-from dataset_builders.synflow.store import write_whole
 
 
 TEXT, NUMBER = datasets.Value("string"), datasets.Value("float32")
@@ -47,13 +48,13 @@ MEDIA = datasets.Features({"path": TEXT, "data": datasets.Value("large_binary")}
 SIDES = ("text", "image", "video")
 
 
-def media_path(work, file):
-    """How a referenced medium is called in the dataset."""
+def media_path(recipe, work, file):
+    """How a referenced medium is called in the dataset: the same wherever the run's and the sources' folders lie."""
     path = Path(file)
-    try:
-        return str(path.relative_to(Path(work).resolve()))
-    except ValueError:
-        return path.name if not path.is_absolute() else "/".join(path.parts[-2:])
+    for source in recipe.sources:
+        if source.kind == "files" and path.is_relative_to(Path(source.folder).resolve()):
+            return f"{source.id}/{path.relative_to(Path(source.folder).resolve())}"
+    return str(path.relative_to(Path(work).resolve()))
 
 
 class Publisher(PipelineStep):
@@ -72,10 +73,9 @@ class Publisher(PipelineStep):
             target = self.output / "data" / task / path.name.removeprefix(f"{task}-").replace(".jsonl", ".parquet")
             if target.exists():
                 continue
-            rows = [self._row(json.loads(line)["metadata"]["row"]) for line in path.open(encoding="utf-8")]
-            with self.track_time("shard"):
+            with self.track_time("shard"), path.open(encoding="utf-8") as lines:
+                rows = (self._row(json.loads(line)["metadata"]["row"]) for line in lines)
                 write_parquet(target, rows, features(self.recipe.output.media))
-            self.stat_update("rows", value=len(rows), unit="shard")
         if self.recipe.output.media == "referenced":
             self._write_media(shards, rank, world_size)
         yield from ()
@@ -94,7 +94,7 @@ class Publisher(PipelineStep):
             return None
         if self.recipe.output.media == "embedded":
             return {"bytes": Path(file).read_bytes(), "path": None}
-        return {"bytes": None, "path": media_path(self.work, file)}
+        return {"bytes": None, "path": media_path(self.recipe, self.work, file)}
 
     def _write_media(self, shards, rank, world_size):
         """This task's share of all media, told by their names, so that each is written once."""
@@ -103,7 +103,8 @@ class Publisher(PipelineStep):
             for line in path.open(encoding="utf-8"):
                 pair = json.loads(line)["metadata"]["row"]
                 for side in (pair["query"], pair["target"], *pair["negatives"]):
-                    files |= {media_path(self.work, side[n]): side[n] for n in ("image", "video") if side.get(n)}
+                    media = [side[name] for name in ("image", "video") if side.get(name)]
+                    files |= {media_path(self.recipe, self.work, file): file for file in media}
         names = sorted(files)
         size = self.recipe.output.rows_per_shard
         total = max(1, -(-len(names) // size))
@@ -111,15 +112,23 @@ class Publisher(PipelineStep):
             target = self.output / "data" / "media" / f"train-{number:05d}-of-{total:05d}.parquet"
             if not target.exists():
                 chosen = names[number * size : (number + 1) * size]
-                write_parquet(target, [{"path": n, "data": Path(files[n]).read_bytes()} for n in chosen], MEDIA)
+                rows = ({"path": name, "data": Path(files[name]).read_bytes()} for name in chosen)
+                write_parquet(target, rows, MEDIA)
 
 
 def write_parquet(path, rows, columns):
-    """Rows as one Parquet file; the same rows give the same bytes."""
-    table = pa.Table.from_pylist([columns.encode_example(row) for row in rows], schema=columns.arrow_schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=ROWS_A_GROUP, compression="zstd", write_page_index=True)
-    write_whole(path, sink.getvalue().to_pybytes())
+    """Rows as one Parquet file, a few in memory at a time, whole or not at all; the same rows give the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    rows, schema = iter(rows), columns.arrow_schema
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_index=True) as writer:
+            while group := list(islice(rows, ROWS_A_GROUP)):
+                writer.write_table(pa.Table.from_pylist([columns.encode_example(row) for row in group], schema=schema))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class MediaIndex:

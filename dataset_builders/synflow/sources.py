@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -17,6 +18,7 @@ def _list_files(source, work):
     captions = folder / source.captions
     if not captions.is_file():
         raise RecipeError(f"source {source.id}: no file {captions}; it holds lines of {{'video': ..., 'text': ...}}")
+    seen = Counter()
     with open(captions, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -28,7 +30,9 @@ def _list_files(source, work):
                 raise RecipeError(f"{captions}, line {number}: no object with 'video' and 'text' ({error})") from error
             if not inside:
                 raise RecipeError(f"{captions}, line {number}: {name} lies outside {folder}")
-            yield {"name": str(name), "text": str(text), "group": row.get("source"), "file": str(path)}
+            seen[name] += 1
+            unique = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            yield {"name": unique, "text": str(text), "group": row.get("source") or name, "file": str(path)}
 
 
 def _list_dataset(source, work):
