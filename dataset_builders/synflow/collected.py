@@ -135,13 +135,16 @@ class SkippedRow(ValueError):
 
 
 def value_at(row, path):
-    """What lies at a dotted path; None where it ends early. Lists are entered by number, or all of them by a name."""
+    """What lies at a dotted path; None where it ends early.
+
+    A list is entered by number, or in all its entries by a name; entries that are no objects stand for themselves.
+    """
     for part in path.split("."):
         if isinstance(row, (list, tuple)):
             if part.isdigit():
                 row = row[int(part)] if int(part) < len(row) else None
             else:
-                row = [entry.get(part) for entry in row]
+                row = [entry.get(part) if isinstance(entry, dict) else entry for entry in row]
         elif isinstance(row, dict):
             row = row.get(part)
         else:

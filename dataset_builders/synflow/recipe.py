@@ -87,7 +87,7 @@ class RenderedSource(Settings):
     kind: Literal["rendered"]
     id: Name
     videos: int = Field(gt=0)
-    faults: Share = 0.0
+    faults: float = Field(0.0, ge=0, le=0.5)
 
 
 Source = Annotated[FilesSource | DatasetSource | RenderedSource, Field(discriminator="kind")]

@@ -57,7 +57,7 @@ def draw_film(seed, number):
 
 def has_fault(source, seed, number):
     """Every k-th video is bad, faults in turn; which, depends on the seed."""
-    if not source.faults or number < 2:
+    if not source.faults:
         return None
     step = round(1 / source.faults)
     offset = int(generator("synflow faults", seed).integers(step))

@@ -150,5 +150,6 @@ def test_what_cannot_be_done_is_said(tmp_path, capsys):
 def test_dotted_paths():
     row = {"a": [{"b": 1}, {"b": 2}], "c": {"d": None}}
     assert value_at(row, "a.b") == [1, 2] and value_at(row, "a.1.b") == 2
+    assert value_at({"a": ["x", "y"]}, "a.did") == ["x", "y"]
     assert value_at(row, "a.7.b") is None and value_at(row, "c.d.e") is None
     assert issubclass(SkippedRow, ValueError)
