@@ -106,7 +106,7 @@ class VideoQuality(Settings):
     max_seconds: float = Field(3600.0, gt=0)
     min_side: int = Field(96, ge=1)
     max_side: int = Field(8192, ge=1)
-    min_motion: float = Field(6.0, ge=0, description="grey levels; below it a video is static")
+    min_motion: float = Field(8.0, ge=0, description="levels of 0 to 255; below it a video is static")
     max_bytes: int = Field(2 << 30, gt=0)
 
 
@@ -195,7 +195,7 @@ class Composition(Settings):
     pool: int = Field(4096, ge=2, description="videos compared with one another")
     min_similarity: Share = 0.2
     max_similarity: Share = 0.98
-    text_alone_rank: int = Field(1, ge=1, description="drop a query whose text alone ranks its target this high")
+    text_alone_rank: int = Field(1, ge=0, description="drop a query whose text alone ranks its target so high")
 
 
 class Output(Settings):
