@@ -26,10 +26,10 @@ def cosines(recipe, documents):
 def _load(model):
     """`embed(items, batch_size)` to `(N, D)` float32, L2-normalised."""
     import torch
-    from transformers import AutoConfig
+    from transformers import PretrainedConfig
 
     try:
-        kind = AutoConfig.from_pretrained(model).model_type
+        kind = PretrainedConfig.get_config_dict(model)[0].get("model_type")
     except (OSError, ValueError):
         kind = None
     torch.set_num_threads(1)  # the flow's tasks are the parallelism

@@ -102,7 +102,7 @@ def _look(container, limits):
 
 
 def motion(footage):
-    """How much moves, in levels of 0 to 255: the median over time of the change of the most changed 0.5% of the picture.
+    """How much moves, in levels of 0 to 255: the median over time of how far the most changed 0.5% of the picture go.
 
     Half a second lies between the pictures compared, and the colour that changes most counts. A still picture has the
     noise of its codec (below 3 for rendered ones); a cut between two stills does not move the median.

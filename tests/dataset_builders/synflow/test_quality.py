@@ -9,8 +9,9 @@ import yaml
 
 from dataset_builders.mini.render import encode_mp4
 from dataset_builders.synflow.documents import PartReader, WholeWriter, exclusions, new_document
+from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.engine import remove_unfinished
-from dataset_builders.synflow.quality import Selection, VideoFilter
+from dataset_builders.synflow.quality import Selection, SimilarityFilter, VideoFilter
 from dataset_builders.synflow.recipe import Recipe, RecipeError
 from dataset_builders.synflow.sources import list_videos
 
@@ -93,6 +94,38 @@ def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
     kept, dropped = selected(recipe, tmp_path / "work")
     assert kept == ["archive/c.mp4"]
     assert dropped == {"archive/a.mp4": "video_in_benchmark", "archive/b.mp4": "text_in_benchmark"}
+
+
+def test_any_gve_model_scores_captions(archive, tmp_path, model, processor):
+    model.save_pretrained(tmp_path / "gve")
+    processor.save_pretrained(tmp_path / "gve")
+    recipe = recipe_of(archive, quality={"similarity": {"model": str(tmp_path / "gve"), "threshold": -1}})
+    documents = inspected(recipe, tmp_path / "work")[:2]
+    texts = model.encode([document.text for document in documents], processor=processor)
+    videos = model.encode([{"video": document.metadata["file"]} for document in documents], processor=processor)
+    expected = (texts * videos).sum(dim=1).numpy()
+    assert np.allclose(cosines(recipe, documents), expected, atol=1e-5)
+    high = recipe_of(archive, quality={"similarity": {"model": str(tmp_path / "gve"), "threshold": 0.9999}})
+    drops = exclusions(tmp_path / "work", "similarity")
+    assert not list(SimilarityFilter(high, drops).run(iter(documents)))
+    assert len(list((tmp_path / "work" / "dropped" / "similarity" / "text_does_not_match").iterdir())) == 1
+
+
+def test_the_percentile_drops_the_least_similar(archive, tmp_path):
+    recipe = recipe_of(
+        archive, quality={"similarity": {"model": "m", "percentile": 40}, "duplicates": {"max_bits": 0}}
+    )
+    documents = inspected(recipe, tmp_path / "work")
+    for document, score in zip(documents, (0.3, 0.9, 0.1, 0.5)):
+        document.metadata["similarity"] = score
+    selection = Selection(recipe, exclusions(tmp_path / "work", "selection"))
+    assert set(selection._percentile(documents)) == {documents[0].id, documents[2].id}
+
+
+def test_a_model_that_is_none_is_named(archive, tmp_path):
+    recipe = recipe_of(archive, quality={"similarity": {"model": str(tmp_path), "threshold": 0.1}})
+    with pytest.raises(RecipeError, match="quality.similarity.model: .*neither a GVE nor"):
+        cosines(recipe, inspected(recipe, tmp_path / "work")[:1])
 
 
 def test_sources_say_what_is_wrong_with_them(tmp_path):
