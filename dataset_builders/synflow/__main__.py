@@ -17,15 +17,16 @@ from datatrove.pipeline.inference.types import InferenceError
 
 from dataset_builders.synflow.captioning import CaptionerError
 from dataset_builders.synflow.documents import count_dropped
-from dataset_builders.synflow.engine import is_complete, run, spent, work_folder
+from dataset_builders.synflow.engine import is_complete, run, spent, step_seconds, work_folder
 from dataset_builders.synflow.pairing import BudgetError
 from dataset_builders.synflow.plan import forecast
 from dataset_builders.synflow.recipe import RecipeError, load_recipe
 
 
 def report(work):
-    """What was dropped and spent, a line each."""
+    """What was dropped, took time and was paid, a line each."""
     lines = [f"dropped {number:>8,}  {stage}: {reason}" for (stage, reason), number in count_dropped(work).items()]
+    lines += [f"seconds {seconds:>8.1f}  {stage}: {step}" for (stage, step), seconds in step_seconds(work).items()]
     cost = spent(work)
     if cost["requests"]:
         lines.append("paid    {requests:>8,}  requests, {input_tokens:,} + {output_tokens:,} tokens".format(**cost))

@@ -265,6 +265,16 @@ def spent(work):
     return total
 
 
+def step_seconds(work):
+    """Seconds that each step took in this run, over all tasks: `{(stage, step): seconds}`, 0.1 s and more."""
+    total = {}
+    for path in sorted(Path(work).glob("logs/*/stats/*.json")):
+        for step in json.loads(path.read_text()):
+            key = path.parts[-3], step["name"].rpartition(": ")[2]
+            total[key] = total.get(key, 0.0) + step["time_stats"].get("total", 0.0)
+    return {key: seconds for key, seconds in total.items() if seconds >= 0.1}
+
+
 def _check_output(work, output):
     """A folder is filled by one recipe: shards of another would be taken for its own.
 
