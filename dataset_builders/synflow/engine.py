@@ -254,14 +254,18 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
     return output
 
 
+def _total(number):
+    """datatrove writes statistics of nothing, and of one thing, as a bare number."""
+    return number.get("total", 0) if isinstance(number, dict) else number
+
+
 def spent(work):
     """What the captioner was paid for in this run's answers: `{"requests", "input_tokens", "output_tokens"}`."""
     total = {"requests": 0, "input_tokens": 0, "output_tokens": 0}
     for path in Path(work).glob("logs/*/stats/*.json"):
         for step in json.loads(path.read_text()):
             for name in total:
-                number = step["stats"].get(name, 0)
-                total[name] += number if isinstance(number, int) else number["total"]
+                total[name] += _total(step["stats"].get(name, 0))
     return total
 
 
@@ -271,7 +275,7 @@ def step_seconds(work):
     for path in sorted(Path(work).glob("logs/*/stats/*.json")):
         for step in json.loads(path.read_text()):
             key = path.parts[-3], step["name"].rpartition(": ")[2]
-            total[key] = total.get(key, 0.0) + step["time_stats"].get("total", 0.0)
+            total[key] = total.get(key, 0.0) + _total(step["time_stats"])
     return {key: seconds for key, seconds in total.items() if seconds >= 0.1}
 
 
