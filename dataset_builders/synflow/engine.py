@@ -1,0 +1,303 @@
+"""Runs a recipe: stages one after the other, each a datatrove pipeline whose tasks are the parts."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import dill
+import psutil
+import yaml
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.utils.logging import logger
+from tqdm import tqdm
+
+from dataset_builders.synflow.captioning import Answered, CaptionRunner, caption_requests, composition_requests
+from dataset_builders.synflow.card import MARKER, Card
+from dataset_builders.synflow.documents import NODE, UNFINISHED, PartReader, WholeWriter, exclusions
+from dataset_builders.synflow.pairing import Allotment, Pairing, Relation
+from dataset_builders.synflow.publish import Publisher
+from dataset_builders.synflow.quality import Cutter, Selection, SimilarityFilter, TextFilter, VideoFilter
+from dataset_builders.synflow.recipe import RecipeError
+from dataset_builders.synflow.sources import write_index
+from dataset_builders.synflow.store import write_whole
+
+
+logger.disable("datatrove.executor.base")  # it logs an exception and raises it too: once is enough
+logger.disable("datatrove.pipeline.writers.disk_base")  # it warns of files that are not named by task
+
+RESTARTS = 20  # of a pool whose workers were killed
+
+
+class Stage(NamedTuple):
+    """A pipeline, by part or over all of them."""
+
+    name: str
+    pipeline: list
+    by_part: bool = True
+
+
+class Queries(Answered):
+    """Takes the composed queries in beside the captions."""
+
+    def filter(self, document):
+        captions = document.metadata.pop("captions")
+        kept = super().filter(document)
+        document.metadata["queries"] = document.metadata["answers"]
+        document.metadata["answers"] = captions
+        return kept
+
+
+def set_captions_aside(data, rank=0, world_size=1):
+    """The second round of requests writes to `answers` too."""
+    for document in data:
+        document.metadata["captions"] = document.metadata["answers"]
+        yield document
+
+
+def stages(recipe, work, output, store, workers=1):
+    """The flow from the index to the card.
+
+    Args:
+        recipe (`Recipe`): what to make.
+        work, output (`Path`): folders of the run and of the dataset.
+        store (`Path`): folder of the answers.
+        workers (`int`): tasks that run at once, which share the captioner's limits.
+    """
+
+    def runner(folder, requests):
+        return CaptionRunner(recipe, work, store, WholeWriter(work / folder), requests, workers)
+
+    inspect = [
+        PartReader(work / "index"),
+        TextFilter(recipe, exclusions(work, "text")),
+        VideoFilter(recipe, work, exclusions(work, "video")),
+    ]
+    if recipe.quality.similarity is not None:
+        inspect.append(SimilarityFilter(recipe, exclusions(work, "similarity")))
+    return [
+        Stage("inspect", [*inspect, WholeWriter(work / "inspected")]),
+        Stage(
+            "select",
+            [
+                PartReader(work / "inspected", every=True),
+                Selection(recipe, exclusions(work, "selection")),
+                Allotment(recipe),
+                WholeWriter(work / "selected", "${part}.jsonl"),
+            ],
+            by_part=False,
+        ),
+        Stage("cut", [PartReader(work / "selected"), Cutter(recipe, work), WholeWriter(work / "cut")]),
+        Stage("caption", [PartReader(work / "cut"), runner("captioned", caption_requests)]),
+        Stage(
+            "relate",
+            [
+                PartReader(work / "captioned", every=True),
+                Answered(exclusions(work, "caption"), needed="video_captions"),
+                Relation(recipe),
+                WholeWriter(work / "related", "${part}.jsonl"),
+            ],
+            by_part=False,
+        ),
+        Stage(
+            "compose",
+            [PartReader(work / "related"), set_captions_aside, runner("composed", composition_requests)],
+        ),
+        Stage(
+            "pair",
+            [
+                PartReader(work / "composed", every=True),
+                Queries(exclusions(work, "compose")),
+                Pairing(recipe, work, exclusions(work, "pair")),
+            ],
+            by_part=False,
+        ),
+        Stage("publish", [Publisher(recipe, work, output)]),
+        Stage("card", [Card(recipe, work, output)], by_part=False),
+    ]
+
+
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor on a pool that notices when a worker is killed, and begins its parts anew.
+
+    datatrove's own waits for ever for a worker that the kernel killed.
+    """
+
+    def run(self):
+        todo = self.get_incomplete_ranks()
+        with tqdm(total=self.tasks, initial=self.tasks - len(todo), desc=self.stage, unit="part") as bar:
+            if self.workers == 1:
+                pristine = dill.dumps(self)
+                for rank in todo:
+                    _run_part(pristine, rank)
+                    bar.update()
+                return
+            for _ in range(RESTARTS):
+                if self._run_in_pool(self.get_incomplete_ranks(), bar):
+                    return
+        raise RuntimeError(f"{self.stage}: workers were killed {RESTARTS} times; see the memory, then start again")
+
+    def _run_in_pool(self, ranks, bar):
+        """Whether all parts were done."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        workers = max(1, min(self.workers, len(ranks)))
+        watch = {"initializer": _leave_with, "initargs": (os.getpid(),)}
+        with ProcessPoolExecutor(workers, mp_context=context, **watch) as pool:
+            pristine = dill.dumps(self)
+            waiting = [pool.submit(_run_part, pristine, rank) for rank in ranks]
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+                    bar.update()
+            except BrokenProcessPool:
+                logger.warning(f"{self.stage}: a worker was killed; its parts begin anew")
+                return False
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return True
+
+
+def _leave_with(driver):
+    """Ends this worker soon after its driver: one that was killed cannot do it."""
+    process = psutil.Process(driver)
+
+    def watch():
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_part(pristine, rank):
+    """One part by a fresh copy of the pipeline (steps keep counts). Only errors reach the terminal."""
+    dill.loads(pristine)._run_for_rank(rank, local_rank=1)
+
+
+def make_executor(kind, stage, recipe, work, parts, workers, depends=None):
+    """datatrove's executor of a stage, its tasks being the parts."""
+    common = {
+        "pipeline": stage.pipeline,
+        "tasks": parts if stage.by_part else 1,
+        "workers": workers,
+        "logging_dir": str(work / "logs" / stage.name),
+    }
+    if kind == "local":
+        executor = LocalExecutor(**common)
+        executor.stage = stage.name
+        return executor
+    if kind == "ray":
+        from datatrove.executor import RayPipelineExecutor
+
+        return RayPipelineExecutor(**common, mem_per_cpu_gb=0.25)
+    from datatrove.executor import SlurmPipelineExecutor
+
+    settings = recipe.slurm.model_dump()
+    return SlurmPipelineExecutor(
+        **common, **settings, job_name=f"synflow-{stage.name}", depends=depends, qos=None, requeue=True
+    )
+
+
+def work_folder(root, recipe):
+    return Path(root).resolve() / f"{recipe.name}-{recipe.fingerprint}"
+
+
+def is_complete(recipe, output):
+    marker = Path(output) / MARKER
+    return marker.exists() and f'"{recipe.fingerprint}"' in marker.read_text()
+
+
+def run(recipe, root="build/synflow", output=None, store=None, executor="local", tasks=1):
+    """Run a recipe, or go on with it where it stopped.
+
+    Args:
+        recipe (`Recipe`): what to make.
+        root (`str`): folder of runs; each recipe has one of its own in it.
+        output (`str`, *optional*): folder of the dataset, default `build/hub/org/<name>`.
+        store (`str`, *optional*): folder of paid answers, shared by all runs, default `<root>/answers`.
+        executor (`str`): "local", "slurm" or "ray".
+        tasks (`int`): parts that run at once.
+
+    Returns:
+        `Path`: the dataset's folder.
+    """
+    work = work_folder(root, recipe)
+    output = Path(output or f"build/hub/org/{recipe.name}").resolve()
+    store = Path(store or Path(root) / "answers").resolve()
+    if is_complete(recipe, output):
+        return output
+    work.mkdir(parents=True, exist_ok=True)
+    write_whole(work / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    _check_output(work, output)
+    remove_unfinished(work)
+    parts = write_index(recipe, work)
+    if executor == "ray":
+        import ray
+
+        ray.init(ignore_reinit_error=True)
+    before = None
+    for stage in stages(recipe, work, output, store, tasks):
+        running = make_executor(executor, stage, recipe, work, parts, tasks, before)
+        running.run()
+        if executor == "slurm":
+            before = running
+        elif left := running.get_incomplete_ranks(skip_completed=True):
+            raise RuntimeError(f"{stage.name}: {len(left)} parts are not done; see {work / 'logs' / stage.name}")
+    return output
+
+
+def _total(number):
+    """datatrove writes statistics of nothing, and of one thing, as a bare number."""
+    return number.get("total", 0) if isinstance(number, dict) else number
+
+
+def spent(work):
+    """What the captioner was paid for in this run's answers: `{"requests", "input_tokens", "output_tokens"}`."""
+    total = {"requests": 0, "input_tokens": 0, "output_tokens": 0}
+    for path in Path(work).glob("logs/*/stats/*.json"):
+        for step in json.loads(path.read_text()):
+            for name in total:
+                total[name] += _total(step["stats"].get(name, 0))
+    return total
+
+
+def step_seconds(work):
+    """Seconds that each step took in this run, over all tasks: `{(stage, step): seconds}`, 0.1 s and more."""
+    total = {}
+    for path in sorted(Path(work).glob("logs/*/stats/*.json")):
+        for step in json.loads(path.read_text()):
+            key = path.parts[-3], step["name"].rpartition(": ")[2]
+            total[key] = total.get(key, 0.0) + _total(step["time_stats"])
+    return {key: seconds for key, seconds in total.items() if seconds >= 0.1}
+
+
+def _check_output(work, output):
+    """A folder is filled by one recipe: shards of another would be taken for its own.
+
+    Raises:
+        RecipeError: the folder holds a dataset already.
+    """
+    note = work / "output.txt"
+    if note.exists() and note.read_text() == str(output):
+        return
+    if (output / "data").exists():
+        raise RecipeError(f"{output}: holds a dataset of another recipe; remove it, or name another folder (--output)")
+    for stage in ("publish", "card"):  # they may have written to another folder
+        shutil.rmtree(work / "logs" / stage, ignore_errors=True)
+    write_whole(note, str(output))
+
+
+def remove_unfinished(work):
+    """Delete what killed writers of this machine left; the file of one that still runs stays."""
+    for leftover in Path(work).glob(f"**/*{UNFINISHED}"):
+        node, _, pid = leftover.name.removesuffix(UNFINISHED).rpartition(".")[2].rpartition("+")
+        if node == NODE and not psutil.pid_exists(int(pid)):
+            leftover.unlink(missing_ok=True)

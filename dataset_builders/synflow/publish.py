@@ -1,0 +1,175 @@
+"""The UVRD builder: Parquet shards that `load_dataset` reads, one config a format, provenance on every row.
+
+`media: embedded` puts each picture and video into the rows that use it. `media: referenced` keeps each once, in the
+config `media`, and rows name it by path: [`MediaIndex`] puts the bytes back.
+"""
+
+import json
+import os
+import uuid
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datatrove.pipeline.base import PipelineStep
+
+
+TEXT, NUMBER = datasets.Value("string"), datasets.Value("float32")
+ROWS_A_GROUP = 64  # small row groups: a stream that shuffles holds little at a time
+
+
+def features(media):
+    """The columns of a config of pairs."""
+    decode = media == "embedded"
+    side = {"text": TEXT, "image": datasets.Image(decode=decode), "video": datasets.Video(decode=decode)}
+    return datasets.Features(
+        {
+            **{f"query_{name}": kind for name, kind in side.items()},
+            **{f"target_{name}": kind for name, kind in side.items()},
+            "negatives": datasets.List(side),
+            "instruction": TEXT,
+            "task": TEXT,
+            "source_id": TEXT,
+            "target_id": TEXT,
+            "pair_id": TEXT,
+            "span": datasets.List(NUMBER),
+            "caption_style": TEXT,
+            "prompt_hash": TEXT,
+            "captioner": TEXT,
+            "scores": {name: NUMBER for name in ("similarity", "motion", "relation")},
+        }
+    )
+
+
+MEDIA = datasets.Features({"path": TEXT, "data": datasets.Value("large_binary")})
+SIDES = ("text", "image", "video")
+
+
+def media_path(recipe, work, file):
+    """How a referenced medium is called in the dataset: the same wherever the run's and the sources' folders lie."""
+    path = Path(file)
+    for source in recipe.sources:
+        if source.kind == "files" and path.is_relative_to(Path(source.folder).resolve()):
+            return f"{source.id}/{path.relative_to(Path(source.folder).resolve())}"
+    return str(path.relative_to(Path(work).resolve()))
+
+
+class Publisher(PipelineStep):
+    """Turns a task's share of `paired/*.jsonl` into Parquet, each shard written whole."""
+
+    type, name = "📦", "publisher"
+
+    def __init__(self, recipe, work, output):
+        super().__init__()
+        self.recipe, self.work, self.output = recipe, Path(work), Path(output)
+
+    def run(self, data=None, rank=0, world_size=1):
+        shards = sorted((self.work / "paired").glob("*.jsonl"))
+        for path in shards[rank::world_size]:
+            task, split, _ = path.name.split("-", 2)
+            target = self.output / "data" / task / path.name.removeprefix(f"{task}-").replace(".jsonl", ".parquet")
+            if target.exists():
+                continue
+            with self.track_time("shard"), path.open(encoding="utf-8") as lines:
+                rows = (self._row(json.loads(line)["metadata"]["row"]) for line in lines)
+                write_parquet(target, rows, features(self.recipe.output.media))
+        if self.recipe.output.media == "referenced":
+            self._write_media(shards, rank, world_size)
+        yield from ()
+
+    def _row(self, pair):
+        row = {name: pair[name] for name in features("embedded") if name in pair}
+        for side in ("query", "target"):
+            row |= {f"{side}_{name}": value for name, value in self._side(pair[side]).items()}
+        return {**row, "negatives": [self._side(negative) for negative in pair["negatives"]]}
+
+    def _side(self, side):
+        return {"text": side.get("text"), **{name: self._medium(side.get(name)) for name in ("image", "video")}}
+
+    def _medium(self, file):
+        if file is None:
+            return None
+        if self.recipe.output.media == "embedded":
+            return {"bytes": Path(file).read_bytes(), "path": None}
+        return {"bytes": None, "path": media_path(self.recipe, self.work, file)}
+
+    def _write_media(self, shards, rank, world_size):
+        """This task's share of all media, told by their names, so that each is written once."""
+        files = {}
+        for path in shards:
+            for line in path.open(encoding="utf-8"):
+                pair = json.loads(line)["metadata"]["row"]
+                for side in (pair["query"], pair["target"], *pair["negatives"]):
+                    media = [side[name] for name in ("image", "video") if side.get(name)]
+                    files |= {media_path(self.recipe, self.work, file): file for file in media}
+        names = sorted(files)
+        size = self.recipe.output.rows_per_shard
+        total = max(1, -(-len(names) // size))
+        for number in range(rank, total, world_size):
+            target = self.output / "data" / "media" / f"train-{number:05d}-of-{total:05d}.parquet"
+            if not target.exists():
+                chosen = names[number * size : (number + 1) * size]
+                rows = ({"path": name, "data": Path(files[name]).read_bytes()} for name in chosen)
+                write_parquet(target, rows, MEDIA)
+
+
+def write_parquet(path, rows, columns):
+    """Rows as one Parquet file, a few in memory at a time, whole or not at all; the same rows give the same bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    rows, schema = iter(rows), columns.arrow_schema
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_index=True) as writer:
+            while group := list(islice(rows, ROWS_A_GROUP)):
+                writer.write_table(pa.Table.from_pylist([columns.encode_example(row) for row in group], schema=schema))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class MediaIndex:
+    """Media of a dataset with `media: referenced`: fills the rows of its configs.
+
+    Args:
+        repo (`str`): folder or Hub name.
+    """
+
+    def __init__(self, repo):
+        self._table = datasets.load_dataset(repo, "media", split="train")
+        self._places = {path: number for number, path in enumerate(self._table["path"])}
+
+    def __getitem__(self, path):
+        if path not in self._places:
+            raise ValueError(f"{path}: no such medium in this dataset's config `media`")
+        return self._table[self._places[path]]["data"]
+
+    def fill(self, row):
+        """The row with the bytes of its pictures and videos."""
+        row = {
+            name: self._filled(value) if name.endswith(("_image", "_video")) else value for name, value in row.items()
+        }
+        row["negatives"] = [{n: v if n == "text" else self._filled(v) for n, v in s.items()} for s in row["negatives"]]
+        return row
+
+    def _filled(self, medium):
+        return medium and {"bytes": self[medium["path"]], "path": medium["path"]}
+
+
+def read_rows(output, columns=None):
+    """All rows of pairs in an output folder, shard by shard, without media unless asked for."""
+    columns = columns or [
+        name for name in features("embedded") if not name.endswith(("_image", "_video", "negatives"))
+    ]
+    for path in sorted(Path(output).glob("data/*/*.parquet")):
+        if path.parent.name != "media":
+            for batch in pq.ParquetFile(path).iter_batches(256, columns=columns):
+                for row in batch.to_pylist():
+                    yield {**row, "split": path.name.partition("-")[0]}
+
+
+def quantiles(values):
+    return np.percentile(np.array(list(values) or [0.0]), [5, 50, 95]).tolist()

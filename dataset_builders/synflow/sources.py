@@ -1,0 +1,122 @@
+"""Where videos come from: the index lists them once, in a fixed order, and cuts it into parts."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import datasets
+
+from dataset_builders.synflow.documents import WholeWriter, new_document
+from dataset_builders.synflow.recipe import RecipeError
+from dataset_builders.synflow.rendered import draw_video, render_video
+from dataset_builders.synflow.store import write_whole
+
+
+def _list_files(source, work):
+    folder = Path(source.folder).resolve()
+    captions = folder / source.captions
+    if not captions.is_file():
+        raise RecipeError(f"source {source.id}: no file {captions}; it holds lines of {{'video': ..., 'text': ...}}")
+    seen = Counter()
+    with open(captions, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                name, text = row["video"], row.get("text") or ""
+                path = (folder / name).resolve()
+                inside = path.is_relative_to(folder)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RecipeError(f"{captions}, line {number}: no object with 'video' and 'text' ({error})") from error
+            if not inside:
+                raise RecipeError(f"{captions}, line {number}: {name} lies outside {folder}")
+            seen[name] += 1
+            unique = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            yield {"name": unique, "text": str(text), "group": row.get("source") or name, "file": str(path)}
+
+
+def _list_dataset(source, work):
+    rows = datasets.load_dataset(source.repo, source.config, split=source.split, streaming=True)
+    if missing := {source.video, source.text} - set(rows.column_names or (source.video, source.text)):
+        problem = f"{source.repo} has no column {sorted(missing)}, but {rows.column_names}"
+        raise RecipeError(f"source {source.id}: {problem}")
+    if isinstance((rows.features or {}).get(source.video), datasets.Video):
+        rows = rows.cast_column(source.video, datasets.Video(decode=False))
+    for number, row in enumerate(rows.take(source.limit) if source.limit else rows):
+        video, name = row[source.video], f"{number:07d}"
+        data = video if isinstance(video, bytes) else (video or {}).get("bytes")
+        if data is None and isinstance(video, dict) and video.get("path") and os.path.isfile(video["path"]):
+            data = Path(video["path"]).read_bytes()
+        path = Path(work) / "videos" / source.id / f"{name}.mp4"
+        if not path.exists() and data is not None:
+            write_whole(path, data)
+        yield {"name": name, "text": str(row[source.text] or ""), "file": str(path)}
+
+
+def _list_rendered(source, work):
+    for number in range(source.videos):
+        yield {"name": f"{number:07d}", "number": number, "text": None}
+
+
+_LISTS = {"files": _list_files, "dataset": _list_dataset, "rendered": _list_rendered}
+
+
+def list_videos(recipe, work):
+    """A document a video, in order."""
+    index = 0
+    for source in recipe.sources:
+        for row in _LISTS[source.kind](source, work):
+            if row["text"] is None:
+                row["text"] = draw_video(source, recipe.seed, row["number"]).text
+            yield new_document(index, index // recipe.part_size, source.id, **row)
+            index += 1
+
+
+def count_videos(recipe):
+    """How many videos the recipe's sources hold; None for each streamed source without a limit."""
+    counts = {}
+    for source in recipe.sources:
+        if source.kind == "rendered":
+            counts[source.id] = source.videos
+        elif source.kind == "dataset":
+            counts[source.id] = source.limit
+        else:
+            counts[source.id] = sum(1 for _ in _list_files(source, None))
+    return counts
+
+
+def write_index(recipe, work):
+    """Writes `index/<part>.jsonl` unless that was done; returns the number of parts."""
+    done = Path(work) / "index" / "parts.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    last, writer = None, WholeWriter(Path(work) / "index")
+    with writer:
+        for document in list_videos(recipe, work):
+            last = int(document.metadata["part"])
+            writer.write(document, rank=last)
+    if last is None:
+        raise RecipeError("the sources hold no videos")
+    write_whole(done, json.dumps(last + 1))
+    return last + 1
+
+
+def video_file(recipe, work, document):
+    """Path of the document's video; a rendered one is rendered first."""
+    metadata = document.metadata
+    if metadata["number"] is None:
+        return metadata["file"]
+    path = Path(work) / "videos" / metadata["source"] / metadata["part"] / f"{metadata['number']:07d}.mp4"
+    if not path.exists():
+        write_whole(path, render_video(draw_video(source_of(recipe, document), recipe.seed, metadata["number"])))
+    metadata["file"] = str(path)
+    return metadata["file"]
+
+
+def source_of(recipe, document):
+    return next(source for source in recipe.sources if source.id == document.metadata["source"])
+
+
+def film_of(recipe, document):
+    """The scene graph of a rendered video."""
+    return draw_video(source_of(recipe, document), recipe.seed, document.metadata["number"]).film

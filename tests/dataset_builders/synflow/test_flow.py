@@ -1,0 +1,366 @@
+"""The whole flow on rendered videos: planted faults, formats, the published dataset, resuming after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from stand_in_captioner import Captioner
+
+from dataset_builders.synflow import pairing
+from dataset_builders.synflow.__main__ import main
+from dataset_builders.synflow.card import configs
+from dataset_builders.synflow.documents import count_dropped
+from dataset_builders.synflow.engine import make_executor, run, stages, work_folder
+from dataset_builders.synflow.plan import forecast
+from dataset_builders.synflow.publish import MediaIndex, Publisher, read_rows
+from dataset_builders.synflow.recipe import FORMATS, PAPER_BUDGETS, Recipe, RecipeError
+from dataset_builders.synflow.rendered import FAULTS, draw_video
+
+
+ROOT = Path(__file__).parents[3]
+# Among ten videos a theme often tells one from all others, so that its name alone would be a query.
+FEW = {"part_size": 4, "quality": {}, "composition": {"text_alone_rank": 0}, "reserve": 1.0}
+SMALL = {"t2t": 3, "t2i": 4, "t2v": 8, "ti2v": 2, "tv2v": 1, "i2v": 4, "v2v": 1}
+
+
+def recipe_of(videos, faults=0.0, **changes):
+    settings = {
+        "name": "tiny",
+        "seed": 5,
+        "sources": [{"kind": "rendered", "id": "films", "videos": videos, "faults": faults}],
+        "part_size": max(4, videos // 4),
+        "captioner": {"kind": "graph"},
+        "quality": {"similarity": {"model": "graph", "threshold": 0.6}},
+        "budgets": SMALL,
+        "output": {"validation_share": 0.0, "rows_per_shard": 5},
+    }
+    return Recipe(**{**settings, **changes})
+
+
+def places(folder, store=None):
+    return {"root": str(folder / "runs"), "output": str(folder / "data"), "store": str(store or folder / "answers")}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def dropped_names(work):
+    """`{video id: reason}`."""
+    found = {}
+    for path in work.glob("dropped/*/*/*.jsonl"):
+        for line in path.read_text().splitlines():
+            name = json.loads(line)["id"]
+            if "#" not in name:
+                found[name] = path.parts[-2]
+    return found
+
+
+def check_planted(recipe, work, least_kept):
+    """Each planted fault is dropped for its reason, and `least_kept` of the good videos stay."""
+    source = recipe.sources[0]
+    dropped, lost, good, planted = dropped_names(work), [], 0, Counter()
+    for number in range(source.videos):
+        fault, name = draw_video(source, recipe.seed, number).fault, f"films/{number:07d}"
+        if fault is None:
+            good += 1
+            lost += [(name, dropped[name])] if name in dropped else []
+        else:
+            planted[fault] += 1
+            assert dropped.get(name) == FAULTS[fault], (name, fault)
+    assert set(planted) == set(FAULTS)
+    assert len(lost) <= (1 - least_kept) * good, lost
+    return planted
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """25 videos, a fifth of them bad, so that each way of being bad occurs."""
+    folder = tmp_path_factory.mktemp("flow")
+    budgets = {"t2t": 2, "t2i": 4, "t2v": 14, "ti2v": 3, "tv2v": 2, "i2v": 4, "v2v": 2}
+    recipe = recipe_of(25, faults=0.2, budgets=budgets, reserve=1.0)
+    return recipe, folder, run(recipe, **places(folder))
+
+
+def test_planted_faults_are_dropped_for_their_reasons_and_the_good_are_kept(flow):
+    recipe, folder, _ = flow
+    assert sum(check_planted(recipe, work_folder(folder / "runs", recipe), 0.97).values()) == 5
+
+
+def test_the_dataset_loads_by_format_with_provenance(flow):
+    recipe, _, output = flow
+    assert set(datasets.get_dataset_config_names(str(output))) == {"all", *FORMATS}
+    counts = Counter()
+    for task in FORMATS:
+        rows = datasets.load_dataset(str(output), task, split="train", streaming=True).decode(False)
+        for row in rows:
+            counts[task] += 1
+            sides = (
+                {n for n in ("text", "image", "video") if row[f"query_{n}"]},
+                {n for n in ("text", "image", "video") if row[f"target_{n}"]},
+            )
+            names = {"t": "text", "i": "image", "v": "video"}
+            assert sides == tuple({names[c] for c in part} for part in task.split("2"))
+            assert len(row["negatives"]) == (task in ("t2v", "ti2v", "tv2v"))
+            assert all(negative["video"]["bytes"] for negative in row["negatives"])
+            assert row["source_id"].startswith("films/") and row["instruction"] and len(row["span"]) == 2
+            assert (row["prompt_hash"] is None) == (row["query_text"] is None)
+    total = sum(counts.values())
+    for task, number in recipe.budgets.items():  # all shrink alike where one format has too few
+        assert 0 < counts[task] <= number
+        assert abs(counts[task] / total - number / sum(recipe.budgets.values())) < 0.06
+
+
+def test_negatives_and_targets_differ(flow):
+    for row in datasets.load_dataset(str(flow[2]), "all", split="train", streaming=True).decode(False):
+        for negative in row["negatives"]:
+            assert negative["video"]["bytes"] != row["target_video"]["bytes"]
+
+
+def test_composed_targets_are_other_videos(flow):
+    composed = [row for row in read_rows(flow[2]) if row["task"] in ("ti2v", "tv2v")]
+    assert composed and all(row["target_id"] != row["source_id"] for row in composed)
+
+
+def test_the_card_counts_what_was_dropped(flow):
+    recipe, folder, output = flow
+    card = (output / "README.md").read_text()
+    assert all(f"| {reason} |" in card for reason in FAULTS.values())
+    assert (output / "assets" / "distributions.png").stat().st_size > 1000
+    assert len(list((output / "assets").glob("*.jpg"))) == 5
+
+
+def test_a_finished_dataset_is_not_made_again(flow):
+    recipe, folder, output = flow
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    run(recipe, **places(folder))
+    assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_a_folder_with_other_data_is_refused(flow, tmp_path):
+    with pytest.raises(RecipeError, match="holds a dataset of another recipe"):
+        run(recipe_of(4), root=str(tmp_path), output=str(flow[2]))
+
+
+def test_slurm_scripts_run_the_parts_in_order(flow, tmp_path, monkeypatch):
+    """sbatch is a program here that keeps what it is given and answers with a job's number."""
+    recipe, sbatch, jobs = recipe_of(8), tmp_path / "sbatch", tmp_path / "jobs"
+    jobs.mkdir()
+    sbatch.write_text(
+        f'#!/bin/bash\nn=$(ls {jobs} | wc -l)\necho "$@" > {jobs}/$n.args\ncat "${{@: -1}}" > {jobs}/$n.script\n'
+        'echo "Submitted batch job $n"\n'
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = None
+    for stage in stages(recipe, tmp_path / "work", tmp_path / "data", tmp_path / "answers", 2)[:2]:
+        executor = make_executor("slurm", stage, recipe, tmp_path / "work", 4, 2, before)
+        executor.run()
+        before = executor
+    scripts = [path.read_text() for path in sorted(jobs.glob("*.script"), key=lambda p: int(p.stem))]
+    assert "#SBATCH --array=0-3%2" in scripts[0] and "--job-name=synflow-inspect" in scripts[0]
+    assert "launch_pickled_pipeline" in scripts[0] and "logs/inspect/executor.pik" in scripts[0]
+    select = next(k for k, text in enumerate(scripts) if "job-name=synflow-select" in text)
+    args = sorted(jobs.glob("*.args"), key=lambda p: int(p.stem))[select].read_text()
+    assert "--dependency=afterok:0" in args
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """10 videos captioned over HTTP by a server that fails at every fifth request, and what was sent."""
+    folder = tmp_path_factory.mktemp("served")
+    films = [draw_video(recipe_of(10).sources[0], 5, number).film for number in range(10)]
+    server = Captioner(films, faults=0.2)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    recipe = endpoint_recipe(server.url)
+    output = run(recipe, **places(folder))
+    server.shutdown()
+    return recipe, folder, output, server
+
+
+def endpoint_recipe(url):
+    settings = {"url": url, "model": "stand-in", "side": 112, "frames": 4, "concurrency": 4}
+    return recipe_of(10, captioner=settings, **FEW)
+
+
+def test_at_a_fifth_of_faults_no_video_is_lost(served):
+    recipe, folder, output, server = served
+    assert sum(server.counts[fault] for fault in server.counts if fault != "good") >= 3
+    work = work_folder(folder / "runs", recipe)
+    assert not [reason for stage, reason in count_dropped(work) if stage in ("caption", "compose")]
+    assert set(server.paid.values()) == {1}
+
+
+def test_answers_are_about_what_was_sent(served, tmp_path):
+    """The server saw the right pictures: its texts are those that the graphs give in-process."""
+    recipe, _, output, _ = served
+    graph = recipe_of(10, **FEW)
+    expected = run(graph, **places(tmp_path))
+    texts = {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(expected)}
+    assert texts == {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(output)}
+
+
+def start(arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def start_captioner(log, port=0):
+    program = Path(__file__).with_name("stand_in_captioner.py")
+    words = [program, "--videos", 10, "--seed", 5, "--port", port, "--log", log]
+    process = start(words)
+    return process, int(process.stdout.readline())
+
+
+def flow_command(tmp_path, tasks):
+    words = ["-m", "dataset_builders.synflow", tmp_path / "recipe.yaml", "--tasks", tasks]
+    return words + [word for name, place in places(tmp_path).items() for word in (f"--{name}", place)]
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def killed_run(tmp_path, served, whom, after, tasks):
+    """A run whose driver, worker or captioner is killed once `after` answers were paid; what was paid in all."""
+    log = tmp_path / "paid.log"
+    log.touch()
+    captioner, port = start_captioner(log)
+    settings = endpoint_recipe(f"http://127.0.0.1:{port}/v1").model_dump(mode="json")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    driver = start(flow_command(tmp_path, tasks))
+    try:
+        wait_for(lambda: len(log.read_text().splitlines()) >= after, driver)
+        if whom == "driver":
+            driver.kill()
+            driver.wait()
+            driver = start(flow_command(tmp_path, 1))
+        elif whom == "captioner":
+            captioner.kill()
+            captioner.wait()
+            captioner, _ = start_captioner(log, port)
+        else:
+            os.kill(worker_of(driver.pid), signal.SIGKILL)
+        driver.communicate(timeout=600)
+        assert driver.returncode == 0
+    finally:
+        driver.kill()
+        captioner.kill()
+    assert contents(tmp_path / "data") == contents(served[2])
+    paid = Counter(log.read_text().split())
+    in_flight = 4  # the recipe's concurrency
+    assert sum(paid.values()) - len(paid) <= in_flight
+    return paid
+
+
+def worker_of(pid):
+    """A process that runs a part."""
+    import psutil
+
+    family = psutil.Process(pid).children(recursive=True)
+    busy = [process for process in family if any("/locks/" in file.path for file in process.open_files())]
+    return (busy or family)[-1].pid
+
+
+def test_a_killed_driver_pays_nothing_twice_and_the_data_are_the_same(served, tmp_path):
+    killed_run(tmp_path, served, "driver", after=6, tasks=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["driver", "worker", "captioner"])
+@pytest.mark.parametrize("after", [1, 5, 11])
+def test_kills_at_other_moments(served, tmp_path, whom, after):
+    killed_run(tmp_path, served, whom, after, tasks=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [2, 4])
+def test_any_number_of_tasks_gives_the_same_bytes(flow, tmp_path, tasks):
+    recipe, _, output = flow
+    run(recipe, **places(tmp_path), tasks=tasks)
+    assert contents(tmp_path / "data") == contents(output)
+
+
+@pytest.mark.slow
+def test_ray_runs_the_same(flow, tmp_path):
+    ray = pytest.importorskip("ray")
+    recipe, _, output = flow
+    ray.init(num_cpus=2)
+    try:
+        run(recipe, **places(tmp_path), executor="ray", tasks=2)
+    finally:
+        ray.shutdown()
+    assert contents(tmp_path / "data") == contents(output)
+
+
+@pytest.mark.slow
+def test_two_thousand_videos_with_a_tenth_bad(tmp_path):
+    recipe = recipe_of(2000, faults=0.1, part_size=100, budgets=PAPER_BUDGETS, output={"validation_share": 0.02})
+    output = run(recipe, **places(tmp_path), tasks=2)
+    assert sum(check_planted(recipe, work_folder(tmp_path / "runs", recipe), 0.97).values()) == 200
+    counts = Counter(row["task"] for row in read_rows(output))
+    total, paper = sum(counts.values()), sum(PAPER_BUDGETS.values())
+    for task in FORMATS:
+        assert abs(counts[task] / total - PAPER_BUDGETS[task] / paper) < 0.01
+    groups = {
+        split: {r["source_id"] for r in read_rows(output) if r["split"] == split} for split in ("train", "validation")
+    }
+    assert groups["validation"] and not groups["train"] & groups["validation"]
+
+
+def test_the_plan_counts_without_running(tmp_path, capsys):
+    recipe = recipe_of(12)
+    plan = forecast(recipe, sample=4)
+    assert plan.videos == 12 and plan.kept == 12 and plan.requests["video_captions"] == 12
+    assert plan.pairs == SMALL and plan.input_tokens > 12 * 8 * 256
+    assert plan.output_gigabytes > 0 and plan.seconds["inspect"] > 0
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert main([str(tmp_path / "recipe.yaml"), "--plan", "--sample", "2", "--root", str(tmp_path / "runs")]) == 0
+    assert "videos    12" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_budgets_shrink_together_or_say_what_is_missing():
+    recipe = recipe_of(4, budgets={"t2v": 800, "t2t": 100})
+    assert pairing.scaled_budgets(recipe, {"t2v": 80, "t2t": 50}) == {"t2v": 80, "t2t": 10}
+    assert pairing.scaled_budgets(recipe, {"t2v": 900, "t2t": 100}) == {"t2v": 800, "t2t": 100}
+    with pytest.raises(pairing.BudgetError, match="no pairs at all"):
+        pairing.scaled_budgets(recipe, {"t2v": 80})
+    strict = recipe_of(4, budgets={"t2v": 800}, shrink=False)
+    with pytest.raises(pairing.BudgetError, match="t2v: 80 of 800"):
+        pairing.scaled_budgets(strict, {"t2v": 80})
+
+
+def test_referenced_media_are_stored_once_and_put_back(flow, tmp_path):
+    """Same pairs as embedded, from the same run's files."""
+    recipe, folder, output = flow
+    referenced = Recipe(**{**recipe.model_dump(), "output": {**recipe.output.model_dump(), "media": "referenced"}})
+    work = work_folder(folder / "runs", recipe)
+    list(Publisher(referenced, work, tmp_path).run())
+    front = yaml.safe_dump({"configs": configs(tmp_path)}, sort_keys=False)
+    (tmp_path / "README.md").write_text(f"---\n{front}---\n")
+    media = MediaIndex(str(tmp_path))
+    embedded = datasets.load_dataset(str(output), "ti2v", split="train", streaming=True).decode(False)
+    for row, whole in zip(datasets.load_dataset(str(tmp_path), "ti2v", split="train"), embedded):
+        filled = media.fill(row)
+        assert filled["query_image"]["bytes"] == whole["query_image"]["bytes"]
+        assert filled["negatives"][0]["video"]["bytes"] == whole["negatives"][0]["video"]["bytes"]
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*.parquet")) < sum(
+        p.stat().st_size for p in output.rglob("*.parquet")
+    )
+    with pytest.raises(ValueError, match="no such medium"):
+        media["absent"]

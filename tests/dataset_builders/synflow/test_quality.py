@@ -1,0 +1,161 @@
+"""Sources and the filters that look at all videos together."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+
+from dataset_builders.mini.render import encode_mp4
+from dataset_builders.synflow.documents import PartReader, WholeWriter, exclusions, new_document
+from dataset_builders.synflow.embedders import cosines
+from dataset_builders.synflow.engine import remove_unfinished
+from dataset_builders.synflow.quality import Selection, SimilarityFilter, VideoFilter
+from dataset_builders.synflow.recipe import Recipe, RecipeError
+from dataset_builders.synflow.sources import list_videos
+
+
+def moving(seed):
+    """A square that moves before a checkerboard of its own."""
+    rng = np.random.default_rng(seed)
+    tiles = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    frames = np.repeat(np.kron(tiles, np.ones((12, 12, 1), np.uint8))[None], 12, axis=0)
+    for k, frame in enumerate(frames):
+        frame[30:60, 4 * k : 4 * k + 30] = 255
+    return frames
+
+
+def recipe_of(folder, **changes):
+    source = {"kind": "files", "id": "archive", "folder": str(folder)}
+    return Recipe(**{"name": "a", "sources": [source], "captioner": {"url": "http://127.0.0.1:1/v1"}, **changes})
+
+
+def captions(folder, *rows):
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Three videos, the first of which lies there twice, and a line without a file."""
+    for name, frames in (("a", moving(0)), ("again", moving(0)), ("b", moving(1)), ("c", moving(2))):
+        (tmp_path / f"{name}.mp4").write_bytes(encode_mp4(frames))
+    names = ("a", "again", "b", "c", "lost")
+    captions(tmp_path, *({"video": f"{name}.mp4", "text": "A square moves over tiles"} for name in names))
+    return tmp_path
+
+
+def inspected(recipe, work):
+    return list(VideoFilter(recipe, work, exclusions(work, "video")).run(list_videos(recipe, work)))
+
+
+def selected(recipe, work):
+    kept = list(Selection(recipe, exclusions(work, "selection")).run(iter(inspected(recipe, work))))
+    dropped = {}
+    for path in (work / "dropped").glob("*/*/*.jsonl"):
+        for line in path.read_text().splitlines():
+            dropped[json.loads(line)["id"]] = path.parts[-2]
+    return [document.id for document in kept], dropped
+
+
+def test_duplicates_and_missing_files_are_dropped(archive, tmp_path):
+    kept, dropped = selected(recipe_of(archive), tmp_path / "work")
+    assert kept == ["archive/a.mp4", "archive/b.mp4", "archive/c.mp4"]
+    assert dropped == {"archive/again.mp4": "video_duplicate", "archive/lost.mp4": "video_missing"}
+
+
+def test_a_text_of_too_many_videos_is_dropped(archive, tmp_path):
+    recipe = recipe_of(archive, quality={"text": {"max_repeats": 2}})
+    kept, dropped = selected(recipe, tmp_path / "work")
+    assert kept == [] and set(dropped.values()) == {"text_repeated", "video_missing"}
+
+
+def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
+    captions(
+        archive,
+        {"video": "a.mp4", "text": "A square moves over tiles"},
+        {"video": "b.mp4", "text": "a white square moves slowly from left to right over the tiles"},
+        {"video": "c.mp4", "text": "Something white goes by"},
+    )
+    benchmark = tmp_path / "uvrb"
+    corpus = datasets.Features({"id": datasets.Value("string"), "video": datasets.Video()})
+    again = {"id": "v", "video": {"bytes": encode_mp4(moving(0)), "path": None}}
+    texts = [{"id": "q", "text": "A white square moves slowly from left to right over the tiles."}]
+    (benchmark / "data").mkdir(parents=True)
+    datasets.Dataset.from_list([again], features=corpus).to_parquet(benchmark / "data" / "corpus.parquet")
+    datasets.Dataset.from_list(texts).to_parquet(benchmark / "data" / "queries.parquet")
+    names = {"msrvtt-corpus": "corpus", "msrvtt-queries": "queries"}
+    configs = [
+        {"config_name": name, "data_files": [{"split": "test", "path": f"data/{file}.parquet"}]}
+        for name, file in names.items()
+    ]
+    (benchmark / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    recipe = recipe_of(archive, decontamination={"benchmark": str(benchmark)})
+    kept, dropped = selected(recipe, tmp_path / "work")
+    assert kept == ["archive/c.mp4"]
+    assert dropped == {"archive/a.mp4": "video_in_benchmark", "archive/b.mp4": "text_in_benchmark"}
+
+
+def test_any_gve_model_scores_captions(archive, tmp_path, model, processor):
+    model.save_pretrained(tmp_path / "gve")
+    processor.save_pretrained(tmp_path / "gve")
+    recipe = recipe_of(archive, quality={"similarity": {"model": str(tmp_path / "gve"), "threshold": -1}})
+    documents = inspected(recipe, tmp_path / "work")[:2]
+    texts = model.encode([document.text for document in documents], processor=processor)
+    videos = model.encode([{"video": document.metadata["file"]} for document in documents], processor=processor)
+    expected = (texts * videos).sum(dim=1).numpy()
+    assert np.allclose(cosines(recipe, documents), expected, atol=1e-5)
+    high = recipe_of(archive, quality={"similarity": {"model": str(tmp_path / "gve"), "threshold": 0.9999}})
+    drops = exclusions(tmp_path / "work", "similarity")
+    assert not list(SimilarityFilter(high, drops).run(iter(documents)))
+    assert len(list((tmp_path / "work" / "dropped" / "similarity" / "text_does_not_match").iterdir())) == 1
+
+
+def test_the_percentile_drops_the_least_similar(archive, tmp_path):
+    recipe = recipe_of(
+        archive, quality={"similarity": {"model": "m", "percentile": 40}, "duplicates": {"max_bits": 0}}
+    )
+    documents = inspected(recipe, tmp_path / "work")
+    for document, score in zip(documents, (0.3, 0.9, 0.1, 0.5)):
+        document.metadata["similarity"] = score
+    selection = Selection(recipe, exclusions(tmp_path / "work", "selection"))
+    assert set(selection._percentile(documents)) == {documents[0].id, documents[2].id}
+
+
+def test_a_model_that_is_none_is_named(archive, tmp_path):
+    recipe = recipe_of(archive, quality={"similarity": {"model": str(tmp_path), "threshold": 0.1}})
+    with pytest.raises(RecipeError, match="quality.similarity.model: .*neither a GVE nor"):
+        cosines(recipe, inspected(recipe, tmp_path / "work")[:1])
+
+
+def test_sources_say_what_is_wrong_with_them(tmp_path):
+    recipe = recipe_of(tmp_path)
+    with pytest.raises(RecipeError, match="no file .*captions.jsonl"):
+        list(list_videos(recipe, tmp_path))
+    captions(tmp_path, {"video": "../../etc/passwd", "text": "x"})
+    with pytest.raises(RecipeError, match="line 1: .* lies outside"):
+        list(list_videos(recipe, tmp_path))
+    captions(tmp_path, {"text": "x"})
+    with pytest.raises(RecipeError, match="line 1: no object with 'video'"):
+        list(list_videos(recipe, tmp_path))
+
+
+def test_a_video_with_several_captions_has_as_many_ids_and_one_split(tmp_path):
+    captions(tmp_path, {"video": "a.mp4", "text": "x"}, {"video": "a.mp4", "text": ""})
+    first, second = list_videos(recipe_of(tmp_path), tmp_path)
+    assert (first.id, second.id) == ("archive/a.mp4", "archive/a.mp4#2")
+    assert first.metadata["group"] == second.metadata["group"] and second.text == " "
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    document = new_document(0, 0, "s", "a", "text")
+    with pytest.raises(RuntimeError), WholeWriter(tmp_path) as writer:
+        writer.write(document, rank=0)
+        raise RuntimeError("killed")
+    assert not list(tmp_path.iterdir())
+    with WholeWriter(tmp_path) as writer:
+        writer.write(document, rank=0)
+        assert not list(tmp_path.glob("*.jsonl"))
+        remove_unfinished(tmp_path)  # its writer lives
+    assert [read.id for read in PartReader(tmp_path).run(rank=0)] == ["s/a"]
+    assert not list(PartReader(tmp_path).run(rank=1))
