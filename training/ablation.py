@@ -28,7 +28,7 @@ import yaml
 from scipy import stats
 from tqdm import tqdm
 
-from evaluate_metrics.encoders import write_atomically
+from evaluate_metrics.embedding_cache import write_atomically
 from hub_cards.repos import run_command
 from modeling_gve import GVEModel, GVEProcessor
 from training.pairs import available_cores
