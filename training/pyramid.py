@@ -240,7 +240,8 @@ def probe(run, encoder, prober=None):
         ValueError: the prober reads no task at all.
     """
     accelerator = run.accelerator
-    encoder = inner(run, encoder).eval()
+    encoder = inner(run, encoder)
+    encoder.eval()  # DeepSpeed's returns nothing
     relevance = {}
     for task, stream in run.streams.items():
         pairs, store = stream.probe_pairs(run.training.probe_pairs, run.training.seed)
@@ -345,7 +346,8 @@ def start_epoch(run, encoder, curriculum, epoch):
     if run.corpus is not None and (epoch == 0 or run.training.mine_every_epoch):
         if prober is not None and not all(map(prober.reads, run.corpus.sides)):
             raise ValueError(f"prober {run.starts_from.prober!r} cannot read all of the corpus: choose one that can")
-        model = inner(run, encoder).eval()
+        model = inner(run, encoder)
+        model.eval()
         digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)
         if epoch > 0:  # trained weights are a function of the settings
             digest = hashlib.sha256(json.dumps([run.settings, epoch]).encode()).hexdigest()[:12]
