@@ -63,7 +63,7 @@ def scaled_budgets(recipe, supply):
     Raises:
         BudgetError: too few, and `shrink` is off; or a format has none at all.
     """
-    wanted = {task: number for task, number in recipe.budgets.items() if number}
+    wanted = {task: recipe.budgets[task] for task in FORMATS if recipe.budgets.get(task)}
     short = {task: supply.get(task, 0) for task, number in wanted.items() if supply.get(task, 0) < number}
     if not short:
         return wanted

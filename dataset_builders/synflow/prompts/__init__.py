@@ -36,7 +36,8 @@ def prompt_hash(task):
 def draw_profile(seed, content, profiles):
     """Which information the captions of a video dwell on, by its content, so that it is the same in every run."""
     rng = generator("profile", seed, content)
-    return str(rng.choice(list(profiles), p=list(profiles.values())))
+    names = sorted(profiles)  # whatever order the recipe's file has them in
+    return str(rng.choice(names, p=[profiles[name] for name in names]))
 
 
 def write_prompt(task, seed, content, captioner, profile=None, hint=None):

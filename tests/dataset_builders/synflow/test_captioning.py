@@ -146,6 +146,8 @@ def test_prompts_keep_the_papers_constraints():
 
 def test_profiles_come_in_their_shares():
     drawn = [draw_profile(0, str(number), PAPER_PROFILES) for number in range(2000)]
+    other_order = dict(sorted(PAPER_PROFILES.items(), reverse=True))
+    assert drawn[:100] == [draw_profile(0, str(number), other_order) for number in range(100)]
     for profile, share in PAPER_PROFILES.items():
         assert abs(drawn.count(profile) / 2000 - share) < 0.04
 
