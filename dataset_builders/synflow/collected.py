@@ -317,8 +317,8 @@ def collect(collector, output, limit=None, rows_per_shard=2000):
 
     def flush():
         if shard:
-            paths.append(f"data/{task}/train-{len(paths):05d}.parquet")
-            write_parquet(Path(output) / paths[-1], shard, PAIR)
+            written = write_parquet(Path(output) / f"data/{task}/train-{len(paths):05d}", shard, PAIR)
+            paths.append(str(written.relative_to(output)))
             shard.clear()
 
     for pair in tqdm(collector, desc=collector.mapping.dataset, unit="pair"):

@@ -165,7 +165,7 @@ def _try_out(recipe, folder, videos, sample):
         {**dict.fromkeys(columns), "negatives": [], "target_video": {"bytes": Path(f).read_bytes(), "path": None}}
         for f in files["video"]
     ]
-    write_parquet(folder / "sample.parquet", rows, columns)
+    write_parquet(folder / "sample", rows, columns)
     seconds["publish"] = time.perf_counter() - started
     size["published"] = size["video"] * len(rows)
     return seconds, kept, size, len(documents)

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.pipeline.base import PipelineStep
 
+from dataset_builders.hub_layout import file_hash
+
 
 TEXT, NUMBER = datasets.Value("string"), datasets.Value("float32")
 ROWS_A_GROUP = 64  # small row groups: a stream that shuffles holds little at a time
@@ -70,8 +72,8 @@ class Publisher(PipelineStep):
         shards = sorted((self.work / "paired").glob("*.jsonl"))
         for path in shards[rank::world_size]:
             task, split, _ = path.name.split("-", 2)
-            target = self.output / "data" / task / path.name.removeprefix(f"{task}-").replace(".jsonl", ".parquet")
-            if target.exists():
+            target = self.output / "data" / task / path.stem.removeprefix(f"{task}-")
+            if is_written(target):
                 continue
             with self.track_time("shard"), path.open(encoding="utf-8") as lines:
                 rows = (self._row(json.loads(line)["metadata"]["row"]) for line in lines)
@@ -109,24 +111,35 @@ class Publisher(PipelineStep):
         size = self.recipe.output.rows_per_shard
         total = max(1, -(-len(names) // size))
         for number in range(rank, total, world_size):
-            target = self.output / "data" / "media" / f"train-{number:05d}-of-{total:05d}.parquet"
-            if not target.exists():
+            target = self.output / "data" / "media" / f"train-{number:05d}-of-{total:05d}"
+            if not is_written(target):
                 chosen = names[number * size : (number + 1) * size]
                 rows = ({"path": name, "data": Path(files[name]).read_bytes()} for name in chosen)
                 write_parquet(target, rows, MEDIA)
 
 
-def write_parquet(path, rows, columns):
-    """Rows as one Parquet file, a few in memory at a time, whole or not at all; the same rows give the same bytes."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+def is_written(stem):
+    """Whether a shard is there, whatever its content's hash."""
+    return any(stem.parent.glob(f"{stem.name}-*.parquet"))
+
+
+def write_parquet(stem, rows, columns):
+    """Rows as `<stem>-<hash>.parquet`, a few in memory at a time, whole or not at all; same rows, same bytes.
+
+    The hash of the content stands in the name, and so in the card's YAML, because `load_dataset` takes a local folder
+    whose file names have not changed for the one that it has in its cache.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    temporary = stem.with_name(f".{stem.name}.{uuid.uuid4().hex[:8]}")
     rows, schema = iter(rows), columns.arrow_schema
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_index=True) as writer:
             while group := list(islice(rows, ROWS_A_GROUP)):
                 writer.write_table(pa.Table.from_pylist([columns.encode_example(row) for row in group], schema=schema))
+        path = stem.with_name(f"{stem.name}-{file_hash(temporary)[:12]}.parquet")
         os.replace(temporary, path)
+        return path
     finally:
         temporary.unlink(missing_ok=True)
 
