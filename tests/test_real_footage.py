@@ -44,7 +44,7 @@ def write_later_half(source, target, width=200, height=120):
 
 @pytest.fixture(scope="module")
 def trained():
-    """gve-mini-base after some steps of telling rendered clips apart by their later half: a captioner embeds poorly."""
+    """gve-mini-base after some steps of finding rendered clips by their later half: a captioner embeds poorly."""
     torch.manual_seed(0)
     model = GVEModel.from_pretrained(str(BASE), dtype=torch.float32, max_tokens_per_frame=17)
     processor = GVEProcessor.for_model(str(BASE), model.config)
