@@ -40,7 +40,7 @@ class UpstreamTask(SourceTask):
 
     def pairs(self):
         """Yields `(query id, video, text or None)` an annotation; the video is a name or path of the upstream's."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract
 
     def corpus(self):
         names = dict.fromkeys(video for _, video, _ in self._read())
