@@ -211,7 +211,7 @@ def render(film: Film, indices=None):
     return np.stack([render_frame(*frames[i]) for i in (range(len(frames)) if indices is None else indices)])
 
 
-def encode_mp4(frames, fps=FPS):
+def encode_mp4(frames, fps=FPS, crf=18):
     """H.264 in MP4; the same frames give the same bytes (one thread, no clock in the container)."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
@@ -219,7 +219,7 @@ def encode_mp4(frames, fps=FPS):
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": "18", "preset": "veryfast", "flags": "+bitexact"}
+        stream.options = {"crf": str(crf), "preset": "veryfast", "flags": "+bitexact"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
