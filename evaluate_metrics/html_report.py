@@ -35,6 +35,7 @@ def render_html(results, data, radar=None):
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     model = results["models"][0]
+    comparable = all(_has_published_size(key, entry) for key, entry in model["datasets"].items())
     return environment.get_template("report.html.j2").render(
         results=results,
         model=model,
@@ -43,8 +44,9 @@ def render_html(results, data, radar=None):
         note=coverage_note(model["abilities"]),
         radar=radar and _data_uri(radar.read_bytes(), "image/png"),
         heat=heat_map(results),
-        comparable=all(_has_published_size(key, entry) for key, entry in model["datasets"].items()),
-        correlations=correlation_cells(results),
+        comparable=comparable,
+        n_published=len(published_scores()),
+        correlations=correlation_cells(model if comparable else None),
         long_names=LONG_NAMES,
         examples=[
             example(data[key], miss) for key, entry in model["datasets"].items() for miss in entry["misses"][:1]
@@ -80,17 +82,19 @@ def heat_map(results):
     ]
 
 
-def correlation_cells(results):
-    """Correlations between abilities over the published models, and the judged ones that cover all 16 datasets.
+def correlation_cells(model=None):
+    """Correlations between abilities over the published models and one more.
+
+    Args:
+        model (`dict`, *optional*): an entry of the results' `models` whose scores compare with the published ones; taken
+            if it covers all 16 datasets.
 
     Returns:
         `(n_models, names, rows)`: a cell is `(text, value)`, Pearson below the diagonal and Spearman above it.
     """
     scores = published_scores()
-    for model in results["models"]:
-        own = {key: entry["score"] for key, entry in model["datasets"].items()}
-        if len(own) == len(DATASETS):
-            scores[f"{model['name']} (judged here)"] = own
+    if model and len(model["datasets"]) == len(DATASETS):
+        scores[f"{model['name']} (judged here)"] = {key: entry["score"] for key, entry in model["datasets"].items()}
     columns, names = score_columns(scores), (*ABILITIES, *AVERAGES)
     columns = {name: columns[name] for name in names}
     pearson, spearman = (correlation_matrix(columns, method) for method in ("pearson", "spearman"))

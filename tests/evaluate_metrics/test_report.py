@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from dataset_builders.uvrb.tasks import TASKS
+from evaluate_metrics.html_report import correlation_cells, render_html
 from evaluate_metrics.report import draw_radar, render_markdown
 from evaluate_metrics.uvrb_abilities.averages import ability_scores
 from evaluate_metrics.uvrb_abilities.published import published_scores
@@ -66,3 +67,17 @@ def test_radar_of_partial_coverage(tmp_path):
     composed = results("GVE-7B", keys=["ms_ti", "ms_tv"])["models"][0]["abilities"]
     with pytest.raises(ValueError, match="three abilities or more, these scores cover 1"):
         draw_radar({"GVE-7B": composed}, tmp_path / "x.png")
+
+
+def test_only_scores_on_the_published_benchmark_enter_the_correlations():
+    judged = results("GVE-7B", "GVE-3B") | {"arguments": {}, "environment": {}}
+    for model in judged["models"]:
+        for entry in model["datasets"].values():
+            entry |= {"interval": [0, 1], "misses": []}
+    page = render_html(judged, {})
+    assert "Over 17 models, the published ones and GVE-7B:" in page and "does not compare" not in page
+    judged["models"][0]["datasets"]["msrvtt"]["n_queries"] = 50
+    page = render_html(judged, {})
+    assert "Over 16 models, the published ones alone:" in page and "do not compare" in page
+    partial = results("GVE-7B", keys=["ms_ti"])["models"][0]
+    assert correlation_cells(partial) == correlation_cells()
