@@ -536,17 +536,22 @@ def command(release, root, processes):
     return [*words, "--flavours", *FLAVOURS, "--processes", str(processes)]
 
 
+def n_files_of(root):
+    """Unlike `rglob`, `walk` lets a folder vanish meanwhile."""
+    return sum(len(names) for _, _, names in os.walk(root))
+
+
 def kill_when(release, root, n_files, processes=1):
     """SIGKILL as soon as `n_files` more files are there; false if the build was done before."""
-    before = sum(path.is_file() for path in root.rglob("*"))
+    before = n_files_of(root)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     words = [sys.executable, "-c", RUN, *command(release, root, processes)]
     run = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while run.poll() is None:
-        if sum(path.is_file() for path in root.rglob("*")) >= before + n_files:
+        if n_files_of(root) >= before + n_files:
             run.send_signal(signal.SIGKILL)
             break
-        time.sleep(0.002)
+        time.sleep(0.005)
     return run.wait() == -signal.SIGKILL
 
 

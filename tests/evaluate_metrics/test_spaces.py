@@ -67,8 +67,36 @@ def test_files_of_the_space(name):
     assert {"app.py", "requirements.txt", "tests.py", f"{name}.py"} <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_page_of_the_space(name, monkeypatch):
+@pytest.fixture
+def page(request, monkeypatch):
+    """Names of a Space's `app.py`, as run in its own folder."""
     pytest.importorskip("gradio")
-    monkeypatch.syspath_prepend(str(FOLDER / name))
-    runpy.run_path(FOLDER / name / "app.py")
+    folder = FOLDER / request.param
+    monkeypatch.syspath_prepend(str(folder))
+    yield runpy.run_path(folder / "app.py")
+    for path in folder.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.parametrize("page", ["uvrb_retrieval"], indirect=True)
+def test_page_scores_ranked_ids(page):
+    import gradio
+
+    scores = page["score"](*page["EXAMPLE"])
+    assert scores["recall@1"] == 0.25 and scores["mrr"] == pytest.approx(0.75)
+    with pytest.raises(gradio.Error):
+        page["score"]("no list", "[]", "1")
+
+
+@pytest.mark.parametrize("page", ["uvrb_abilities"], indirect=True)
+def test_page_compares_with_published_models(page):
+    import gradio
+
+    table, note = page["compare"]('{"ms_ti": 0.2, "ms_tv": 0.4}', ["GVE-7B"])
+    cells = {row[0]: row[1:] for row in table["data"]}
+    assert cells["CMP"][0] == "0.300" and float(cells["CMP"][1]) == pytest.approx(0.3115, abs=0.0006)
+    assert cells["TXT"][0] == "" and "2 of 16" in note
+    matrix = page["correlate"]("spearman")
+    assert matrix["data"][0][1] == "1.000"
+    with pytest.raises(gradio.Error):
+        page["compare"]("[1, 2]", [])
