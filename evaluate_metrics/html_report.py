@@ -86,8 +86,8 @@ def correlation_cells(model=None):
     """Correlations between abilities over the published models and one more.
 
     Args:
-        model (`dict`, *optional*): an entry of the results' `models` whose scores compare with the published ones; taken
-            if it covers all 16 datasets.
+        model (`dict`, *optional*): an entry of the results' `models` whose scores compare with the published ones;
+            taken if it covers all 16 datasets.
 
     Returns:
         `(n_models, names, rows)`: a cell is `(text, value)`, Pearson below the diagonal and Spearman above it.
