@@ -1,6 +1,7 @@
 """The runner with a real GVE repo: a tiny random model that reads H.264 files, images and texts out of Parquet."""
 
 import io
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,26 +13,26 @@ from tiny_benchmark import write_benchmark
 from dataset_builders.uvrb.tasks import TASKS
 from evaluate_metrics.diagnostics import reverse_frames
 from evaluate_metrics.run_uvrb import RunArguments, run
-from modeling_gve import GVEProcessor
+from modeling_gve import GVEModel, GVEProcessor
 from modeling_gve.video_gve import load_video
 
 
 KEYS = ["didemo", "ms_ti", "msrvtt_i2v", "lovr_c2v"]
 
 
-def frames(seed):
-    """8 frames of coarse noise, uint8 of shape `(8, 56, 56, 3)`."""
+def frames(seed, side=56):
+    """8 frames of coarse noise, uint8 of shape `(8, side, side, 3)`."""
     noise = np.random.default_rng(seed).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
-    return noise.repeat(14, axis=1).repeat(14, axis=2)
+    return noise.repeat(side // 4, axis=1).repeat(side // 4, axis=2)
 
 
-def as_video(seed):
+def as_video(seed, side=56):
     """The frames as the bytes of an H.264 file."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=2, options={"crf": "10"})
-        stream.height, stream.width, stream.pix_fmt = 56, 56, "yuv420p"
-        for pixels in frames(seed):
+        stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+        for pixels in frames(seed, side):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return {"bytes": file.getvalue(), "path": None}
@@ -100,6 +101,42 @@ def test_frames_and_reversal_reach_the_model(repo, model, tmp_path):
     assert (tmp_path / "out" / "report.html").read_text().count("data:image/jpeg") >= 8 * bool(
         results["models"][0]["datasets"]["crb_t"]["misses"]
     )
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory):
+    """`(benchmark, texts, videos)` of one dataset whose clips are the noise of their queries."""
+    videos = [{"id": f"v{n}", "video": as_video(n, side=112)} for n in range(6)]
+    bench = write_benchmark(tmp_path_factory.mktemp("bench") / "bench", ["crb_t"], corpus=videos, query=query)
+    return bench, [query(TASKS["crb_t"], n)["text"] for n in range(6)], [{"video": row["video"]} for row in videos]
+
+
+def mean_reciprocal_rank(texts, videos):
+    ranks = ((texts @ videos.T) >= (texts * videos).sum(1, keepdim=True) - 1e-6).sum(1)
+    return pytest.approx(float((1 / ranks).mean()))
+
+
+def test_token_limits_reach_the_model(repo, model, captions, tmp_path):
+    """Clips of 16 tokens a frame, cut to 9, score as with a processor of this limit, and not as the whole ones do."""
+    bench, texts, videos = captions
+    results = run(RunArguments(repo, bench, str(tmp_path / "out"), ["crb_t"], max_tokens_per_frame=[10, 200]))
+    sides = []
+    for limit, each in zip((10, 200), results["sweep"], strict=True):
+        assert each["setting"]["max_tokens_per_frame"] == limit
+        processor = GVEProcessor.from_pretrained(repo, max_tokens_per_frame=limit)
+        sides.append(model.encode(videos, processor))
+        queries = model.encode(texts, processor, TASKS["crb_t"].instruction)
+        assert each["datasets"]["crb_t"]["scores"]["mrr"] == mean_reciprocal_rank(queries, sides[-1])
+    assert (sides[0] - sides[1]).abs().max() > 1e-3
+
+
+def test_a_backbone_is_judged_as_the_embedder_that_training_starts_from(captions, tmp_path):
+    bench, texts, videos = captions
+    base = str(Path(__file__).parents[2] / "training" / "gve-mini-base")
+    results = run(RunArguments(base, bench, str(tmp_path / "out"), ["crb_t"], dtype="float32"))
+    embedder = GVEModel.from_pretrained(base, max_tokens_per_frame=17, dtype=torch.float32).eval()
+    queries, corpus = embedder.encode(texts, instruction=TASKS["crb_t"].instruction), embedder.encode(videos)
+    assert results["models"][0]["datasets"]["crb_t"]["scores"]["mrr"] == mean_reciprocal_rank(queries, corpus)
 
 
 def cut_a_query(config, rows):
