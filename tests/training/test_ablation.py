@@ -60,7 +60,7 @@ def sweep(tmp_path):
 def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     trained = []
 
-    def run(sweep, name, settings, output):
+    def run(sweep, name, settings, output, work):
         if len(trained) == 3:
             raise KeyboardInterrupt
         trained.append(settings)
@@ -69,7 +69,7 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
         (output / "runs" / f"{name}.json").write_text(json.dumps(record(score)))
 
     monkeypatch.setattr(ablation, "run", run)
-    words = ["--sweep", str(sweep), "--output", str(tmp_path / "out")]
+    words = ["--sweep", str(sweep), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     with pytest.raises(KeyboardInterrupt):
         ablation.main(words)
     assert len(trained) == 3
@@ -82,8 +82,10 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["two"]["other"]["TXT"]["difference"] == pytest.approx(4)
     assert (tmp_path / "out/one.png").stat().st_size > 1000
-    ablation.main(words)
-    assert len(trained) == 2
+    ablation.main([*words, "--study", "two"])
+    assert (
+        len(trained) == 2 and "## one" in capsys.readouterr().out
+    )  # one study alone keeps the others
 
 
 def test_every_arm_of_the_shipped_sweep_is_a_valid_recipe(tmp_path):
