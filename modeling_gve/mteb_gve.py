@@ -76,6 +76,12 @@ class GVEMtebEncoder(AbsEncoder):
         ]
         return torch.cat(parts).numpy()
 
+    def similarity(self, embeddings1, embeddings2):
+        """Cosines of shape `(N, M)` in float64: videos that lie closer than float32 resolves keep their true order."""
+        sides = (torch.atleast_2d(torch.as_tensor(side)).double() for side in (embeddings1, embeddings2))
+        left, right = (torch.nn.functional.normalize(side, dim=-1) for side in sides)
+        return left @ right.T
+
 
 def gve_meta(path: str, name: str | None = None, **loader_kwargs) -> ModelMeta:
     """mteb's description of a GVE repo, with its loader.

@@ -137,6 +137,12 @@ def test_unmodified_mteb_ranks_as_encode_does(mteb_encoder, model, processor, tm
     assert found["ndcg_at_1"] == 1.0
 
 
+def test_near_ties_are_told_apart_in_mteb(mteb_encoder):
+    query, near = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0, 1.0 + 2e-4, 0.0], [1.0, 1.0 + 1e-4, 0.0]])
+    scores = mteb_encoder.similarity(query.numpy(), near.numpy())
+    assert scores.shape == (1, 2) and 1e-10 < scores[0, 1] - scores[0, 0] < 1e-8
+
+
 def test_mteb_gets_truncated_dimensions(repo, mteb_encoder, model, processor):
     from torch.utils.data import DataLoader
 
