@@ -115,7 +115,7 @@ def _prepare_video(part, stem, clips):
     if found.frames is not None and not made.is_broken:
         made.hashes = frame_hashes(found.frames)
         if clips:
-            made.clip = str(_keep(stem, ".clip.mp4", video_files.encode_clip(found.frames, found.times)))
+            made.clip = str(_keep(stem, ".clip.mp4", video_files.encode_clip(found)))
     return made
 
 

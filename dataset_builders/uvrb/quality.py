@@ -32,7 +32,7 @@ def as_clip(item, rate):
     if rate is None or "video" not in item:
         return item
     found = inspect(io.BytesIO(item["video"]["bytes"]))
-    return {**item, "video": {"bytes": encode_clip(found.frames, found.times, rate), "path": None}}
+    return {**item, "video": {"bytes": encode_clip(found, rate), "path": None}}
 
 
 def measure(model, data, rate):

@@ -48,6 +48,7 @@ class Inspection:
         duration_s (`float`): seconds from the first frame to the end of the last.
         problems (list of `str`): why it needs repair; empty for a sound file.
         frames (`np.ndarray` of shape `(T, H, W, 3)`): the uniform frames, at most as many as asked for.
+        pictures (list of T `av.VideoFrame`): the same as the decoder gave them; empty for a folder of frames.
         times (`np.ndarray` of shape `(T,)`): their presentation times, seconds.
     """
 
@@ -60,6 +61,7 @@ class Inspection:
     duration_s: float = 0.0
     problems: list[str] = field(default_factory=list)
     frames: np.ndarray | None = None
+    pictures: list[av.VideoFrame] = field(default_factory=list)
     times: np.ndarray | None = None
 
     @property
@@ -144,7 +146,7 @@ def _decode(path, stamps, num_frames, found):
             if frame.is_corrupt:
                 found.problems.append(f"frame {found.n_decoded - 1} is damaged")
             if frame.pts in wanted and frame.pts not in kept:
-                kept[frame.pts] = frame.to_ndarray(format="rgb24")
+                kept[frame.pts] = frame
         time_base = stream.time_base
     if found.n_decoded < len(stamps):
         found.problems.append(f"{found.n_decoded} of {len(stamps)} frames decode")
@@ -153,7 +155,8 @@ def _decode(path, stamps, num_frames, found):
     elif len(kept) < len(wanted):
         found.problems.append(f"{len(wanted) - len(kept)} of its {len(wanted)} uniform frames are missing")
     else:
-        found.frames = np.stack([kept[stamp] for stamp in wanted])
+        found.pictures = [kept[stamp] for stamp in wanted]
+        found.frames = np.stack([picture.to_ndarray(format="rgb24") for picture in found.pictures])
         found.times = np.array([float(stamp * time_base) for stamp in wanted])
 
 
@@ -262,8 +265,28 @@ def encode_folder(path, fps=FOLDER_FPS):
     return encode(frames, (index / fps for index in range(1 << 40)), REPAIR_QUALITY, intra=False)
 
 
-def encode_clip(frames, times, quality=CLIP_QUALITY, max_pixels=MAX_PIXELS):
-    """The 8-frame video: a small all-intra MP4 of these frames at these times.
+def encode_clip(found, quality=CLIP_QUALITY):
+    """The 8-frame video of an inspected one: a small all-intra MP4 of its uniform frames at their times.
+
+    Frames that keep their size are encoded as they were decoded: by way of RGB their colours, which H.264 stores at
+    half the resolution, would be resampled, and that costs more than the coarsest rate factor (see the README).
+
+    Args:
+        found (`Inspection`): with frames.
+        quality (`int`): x264's constant rate factor; lower is better.
+
+    Returns:
+        `bytes`: the same for the same video.
+    """
+    size = found.frames.shape[1:3]
+    kept = [("yuv420p", *size)] * len(found.times) if clip_size(*size) == size else None
+    if kept == [(picture.format.name, picture.height, picture.width) for picture in found.pictures]:
+        return encode(found.pictures, found.times, quality, intra=True)
+    return encode_frames(found.frames, found.times, quality)
+
+
+def encode_frames(frames, times, quality=CLIP_QUALITY, max_pixels=MAX_PIXELS):
+    """A small all-intra MP4 of RGB frames at these times.
 
     Frames above `max_pixels` are scaled to the size that Qwen2.5-VL's processor would scale them to, with its filter,
     so that nothing is scaled again when the clip is embedded; smaller frames keep their size.
@@ -296,19 +319,38 @@ def clip_size(height, width, max_pixels=MAX_PIXELS):
 
 
 def encode(frames, times, quality, intra):
-    """H.264 in MP4 of frames at given times; the same input gives the same bytes (one thread, no date)."""
+    """H.264 in MP4 of frames at given times; the same input gives the same bytes (one thread, no date).
+
+    Args:
+        frames (iterable of `np.ndarray` of shape `(H, W, 3)` or of `av.VideoFrame`): uint8 RGB, an odd last row or
+            column is left out; or frames in yuv420p, which keep what their colours mean.
+        times (iterable of `float`): presentation times in seconds, strictly rising.
+        quality (`int`): x264's constant rate factor.
+        intra (`bool`): every frame by itself.
+    """
     buffer = io.BytesIO()
     with _mp4(buffer) as container:
         encoder = None
-        for pixels, time in zip(frames, times):
+        for picture, time in zip(frames, times):
+            frame = picture if isinstance(picture, av.VideoFrame) else _even(picture)
             if encoder is None:
-                height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
-                encoder = _h264(container, width, height, quality, intra)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+                encoder = _h264(container, frame.width, frame.height, quality, intra)
+                if frame is picture:
+                    _keep_colours(encoder.codec_context, frame)
             frame.pts, frame.time_base = round(float(time) * CLOCK), Fraction(1, CLOCK)
             container.mux(encoder.encode(frame))
         container.mux(encoder.encode())
     return buffer.getvalue()
+
+
+def _even(pixels):
+    height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+
+
+def _keep_colours(context, frame):
+    context.colorspace, context.color_range = frame.colorspace, frame.color_range
+    context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
 
 
 def _mp4(buffer):

@@ -83,9 +83,7 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     assert results["two"]["other"]["TXT"]["difference"] == pytest.approx(4)
     assert (tmp_path / "out/one.png").stat().st_size > 1000
     ablation.main([*words, "--study", "two"])
-    assert (
-        len(trained) == 2 and "## one" in capsys.readouterr().out
-    )  # one study alone keeps the others
+    assert len(trained) == 2 and "## one" in capsys.readouterr().out  # one study alone keeps the others
 
 
 def test_every_arm_of_the_shipped_sweep_is_a_valid_recipe(tmp_path):
