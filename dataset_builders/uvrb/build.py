@@ -209,7 +209,11 @@ def build(tasks, flavours, root, cache, processes=1, model=None, seed=0, source=
         settings = {"flavour": flavour, "source": source, "datasets": [dataset.task.key for dataset in datasets]}
         parts = datasets
         if flavour in ("uvrb", "uvrb-nano"):
-            settings |= {"num_frames": video_files.NUM_FRAMES, "quality": video_files.CLIP_QUALITY}
+            settings |= {
+                "num_frames": video_files.NUM_FRAMES,
+                "rate_factors": list(video_files.CLIP_QUALITIES),
+                "clip_bytes": video_files.CLIP_BYTES,
+            }
         if flavour == "uvrb-nano":
             scorer = nano.score_by_model(model) if model else nano.score_by_hash
             parts = [nano.choose(dataset, prepared, scorer, seed) for dataset in datasets]

@@ -24,7 +24,7 @@ from dataset_builders.uvrb.duplicates import frame_hashes
 from modeling_gve.video_gve import load_image
 
 
-VERSION = 1  # of the records: a change of what is stored makes old ones invalid
+VERSION = 2  # of the records: a change of what is stored makes old ones invalid
 N_DRAWN = 64  # an image query is drawn from as many uniform frames of its video
 RANDOM_FRAME_SEED = "uvrb frame"
 
@@ -158,7 +158,8 @@ def _key(part):
     """Name of the record: changes with the file and with every setting that its product depends on."""
     files = sorted(part.path.iterdir()) if part.path.is_dir() else [part.path]
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    settings = (VERSION, video_files.CLIP_QUALITY, video_files.MAX_PIXELS, part.kind, part.frame_of_video)
+    clips = (video_files.CLIP_QUALITIES, video_files.CLIP_BYTES, video_files.MAX_PIXELS)
+    settings = (VERSION, clips, part.kind, part.frame_of_video)
     return hashlib.sha256(repr((str(part.path.resolve()), part.name, state, settings)).encode()).hexdigest()[:32]
 
 

@@ -4,8 +4,8 @@
 python -m dataset_builders.uvrb.quality --benchmark build/hub/org/uvrb-mini --model build/hub/org/gve-mini
 ```
 
-Prints, for each rate factor, the median size of a clip, the smallest cosine between a video's two embeddings, and each
-dataset's score; `files` is the benchmark as it is.
+Prints, for the files, for the clips as they are built, and for clips of each rate factor, the median size of a clip,
+the smallest cosine between a video's two embeddings, and each dataset's score.
 """
 
 import argparse
@@ -19,27 +19,27 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from dataset_builders.uvrb.tasks import get_tasks
-from dataset_builders.uvrb.video_files import encode_clip, inspect
+from dataset_builders.uvrb.video_files import CLIP_QUALITIES, encode_clip, inspect
 from evaluate_metrics.retrieval_data import load_retrieval_data
 from evaluate_metrics.uvrb_retrieval.ranking import mean_scores, ranks_from_embeddings
 
 
-RATES = (14, 18, 22, 26, 30)
+RATES = (14, 18, 22, 26)
 
 
-def as_clip(item, rate):
-    """The item with its video as an 8-frame clip; `rate=None` leaves it."""
-    if rate is None or "video" not in item:
+def as_clip(item, rates):
+    """The item with its video as an 8-frame clip of the first of these rate factors that fits; None leaves it."""
+    if rates is None or "video" not in item:
         return item
     found = inspect(io.BytesIO(item["video"]["bytes"]))
-    return {**item, "video": {"bytes": encode_clip(found, rate), "path": None}}
+    return {**item, "video": {"bytes": encode_clip(found, rates), "path": None}}
 
 
-def measure(model, data, rate):
+def measure(model, data, rates):
     """Score of one dataset, embeddings of its corpus, sizes of its clips in bytes."""
     sides, sizes = [], []
     for side, instruction in ((data.queries, data.task.instruction), (data.corpus, None)):
-        items = [as_clip(item, rate) for item in side.items(range(len(side)))]
+        items = [as_clip(item, rates) for item in side.items(range(len(side)))]
         sizes += [len(item["video"]["bytes"]) for item in items if "video" in item]
         with torch.inference_mode():
             sides.append(model.encode(items, instruction=instruction).float().cpu().numpy())
@@ -49,12 +49,12 @@ def measure(model, data, rate):
 
 
 def compare(model, parts, rates=RATES):
-    """Rows of the table: `{"rate", "median_kb", "cosine", <key>: score}`, the files first."""
+    """Rows of the table: `{"rate", "median_kb", "cosine", <key>: score}`, the files first, then clips as built."""
     rows, reference = [], {}
-    for rate in (None, *rates):
-        row, sizes, cosines = {"rate": "files" if rate is None else rate}, [], [1.0]
-        for data in tqdm(parts, desc=str(row["rate"]), unit="dataset"):
-            score, corpus, own = measure(model, data, rate)
+    for name, tried in {"files": None, "as built": CLIP_QUALITIES, **{rate: (rate,) for rate in rates}}.items():
+        row, sizes, cosines = {"rate": name}, [], [1.0]
+        for data in tqdm(parts, desc=str(name), unit="dataset"):
+            score, corpus, own = measure(model, data, tried)
             key = data.task.key
             row[key], sizes = score, sizes + own
             cosines.append(float((reference.setdefault(key, corpus) * corpus).sum(axis=1).min()))
@@ -69,7 +69,7 @@ def main(words=None):
     parser.add_argument("--benchmark", required=True, help="repo whose videos are files")
     parser.add_argument("--model", required=True, help="GVE repo; its code is run")
     parser.add_argument("--datasets", nargs="+", metavar="KEY", help="default: all 16")
-    parser.add_argument("--rates", nargs="+", type=int, default=RATES, help="x264 rate factors (default: %(default)s)")
+    parser.add_argument("--rates", nargs="*", type=int, default=RATES, help="x264 rate factors (default: %(default)s)")
     arguments = parser.parse_args(words)
     datasets.disable_progress_bars()
     try:

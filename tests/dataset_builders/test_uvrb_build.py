@@ -162,8 +162,9 @@ def test_quality_is_measured_on_the_files(repos, embedder):
     from dataset_builders.uvrb import quality
 
     parts = [load_retrieval_data(str(repos[0] / "uvrb-videos"), TASKS[key]) for key in ("lovr_c2v", "ms_tv")]
-    files, fine, coarse = quality.compare(embedder, parts, rates=(10, 45))
+    files, built, fine, coarse = quality.compare(embedder, parts, rates=(8, 45))
     assert files["rate"] == "files" and files["cosine"] == pytest.approx(1, abs=1e-6)
+    assert coarse["cosine"] < built["cosine"] < fine["cosine"]
     assert coarse["cosine"] < fine["cosine"] < 1 and coarse["median_kb"] < fine["median_kb"]
     assert {0 <= row[key] <= 1 for row in (files, fine, coarse) for key in ("lovr_c2v", "ms_tv")} == {True}
 
@@ -491,7 +492,7 @@ def test_colours_of_a_clip_are_not_resampled(videos):
     """At a fine rate factor the pixels are those of the file; by way of RGB they are not, however many bytes go in."""
     content = videos[draw_film("msrvtt", 0)]
     found, whole = video_files.inspect(io.BytesIO(content)), load_video(content).frames.astype(float)
-    direct = load_video(video_files.encode_clip(found, quality=1)).frames
+    direct = load_video(video_files.encode_clip(found, [1])).frames
     through_rgb = load_video(video_files.encode_frames(found.frames, found.times, quality=1)).frames
     assert np.abs(direct - whole).mean() < 0.1 < 0.5 < np.abs(through_rgb - whole).mean()
 
@@ -509,7 +510,7 @@ def test_a_clip_means_the_same_colours(tmp_path):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=1, dst_color_range=1)))
         container.mux(stream.encode())
-    clip = video_files.encode_clip(video_files.inspect(tmp_path / "a.mp4"), quality=4)
+    clip = video_files.encode_clip(video_files.inspect(tmp_path / "a.mp4"), [4])
     with av.open(io.BytesIO(clip)) as container:
         frame = next(container.decode(video=0))
         assert (frame.colorspace, frame.color_range) == (1, 1)
@@ -534,8 +535,11 @@ def test_real_clips_stay_small_and_close():
     sizes = []
     for name in ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"):
         whole = load_video(str(folder / name))
-        clip = video_files.encode_clip(video_files.inspect(folder / name))
+        found = video_files.inspect(folder / name)
+        clip = video_files.encode_clip(found)
         sizes.append(len(clip))
+        finer = [len(video_files.encode_clip(found, [rate])) for rate in video_files.CLIP_QUALITIES]
+        assert len(clip) == next((size for size in finer if size <= video_files.CLIP_BYTES), finer[-1])
         np.testing.assert_allclose(load_video(clip).times, whole.times, atol=1e-4)
     assert np.median(sizes) <= 256 << 10
 
