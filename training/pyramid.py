@@ -126,11 +126,15 @@ class Run:
 
 
 class Encoder(torch.nn.Module):
-    """A model that embeds several padded batches in one call, as data-parallel wrappers need it."""
+    """A model that embeds several padded batches in one call, as data-parallel wrappers need it.
+
+    FSDP makes a unit of each of its decoder layers, of whichever backbone; see `accelerate/fsdp2.yaml`.
+    """
 
     def __init__(self, model):
         super().__init__()
         self.model = model
+        self._no_split_modules = [type(model.backbone.language_model.layers[0]).__name__]  # accelerate reads it
 
     def forward(self, groups):
         """Embeddings of all groups, concatenated: `(M, D)`."""
