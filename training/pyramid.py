@@ -67,7 +67,7 @@ from training.curriculum import Curriculum
 from training.gradcache import cached_step
 from training.loader import load_batches
 from training.losses import gather_with_grad, matryoshka_info_nce
-from training.mine import MiningRules, mine_streams, read_corpus
+from training.mine import MiningRules, give_mined, mine_streams, read_corpus
 from training.pairs import FrameStore, PairStream, Skipped, available_cores, read_pairs, remove_unfinished, task_names
 from training.passes import SHARDED, align_passes
 from training.plan import print_plan
@@ -355,7 +355,7 @@ def start_epoch(run, encoder, curriculum, epoch):
         digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)
         if epoch > 0:  # trained weights are a function of the settings
             digest = hashlib.sha256(json.dumps([run.settings, epoch]).encode()).hexdigest()[:12]
-        embed = partial(embed_sides, run, model, store=run.corpus.store, prober=prober)
+        embed = partial(embed_sides, run, model, prober=prober)
         mine_streams(run.streams, run.corpus, embed, digest, mining_rules(run.training), run.accelerator, run.sharded)
         model.train()
     return plan
@@ -401,8 +401,7 @@ def train(run):
         step, seconds, consumed = progress["step"], progress["seconds"], Counter(progress["consumed"])
         cursors, warnings = progress["cursors"], progress["warnings"]
         curriculum.load_state_dict(progress["curriculum"])
-        for task, rows in progress["mined"].items():
-            streams[task].mined = {int(row): [run.corpus.sides[place] for place in rows[row]] for row in rows}
+        remember_mined(run, progress["mined"])
     for task, cursor in cursors.items():
         streams[task].seek(cursor)
     log = StepLog(training.run_dir, step, len(curriculum.history), accelerator.is_main_process)
@@ -473,14 +472,26 @@ def planned_batches(run, tasks, consumed):
 
 
 def mined_places(run):
-    """Mined negatives of each task as places in the corpus, for a checkpoint."""
+    """Mined negatives of each task as places in the corpus, for a checkpoint; of streamed tasks the name on disk."""
     if run.corpus is None:
         return {}
+    if run.data.streaming:
+        return {task: stream.mined.name for task, stream in run.streams.items()}
     places = {side: place for place, side in enumerate(run.corpus.sides)}
     return {
         task: {row: [places[side] for side in sides] for row, sides in stream.mined.items()}
         for task, stream in run.streams.items()
     }
+
+
+def remember_mined(run, mined):
+    """Give the streams what `mined_places` says."""
+    for task, rows in mined.items():
+        if run.data.streaming:
+            give_mined(run.streams[task], run.corpus, rows)
+        else:
+            sides = {int(row): [run.corpus.sides[place] for place in rows[row]] for row in rows}
+            run.streams[task].mined = sides
 
 
 def tracked(metrics):
@@ -544,8 +555,6 @@ def prepare(words=None):
         store = FrameStore(Path(training.run_dir) / "cache", processor)
         streams, skipped = load_streams(accelerator, data, training, store, processor)
         if training.negative_corpus is not None:
-            if data.streaming:
-                raise ValueError("negative_corpus needs all pairs at hand: set streaming to false")
             corpus = read_corpus(training.negative_corpus, data.split, store, progress=accelerator.is_main_process)
     if training.steps_per_epoch is None:
         training.steps_per_epoch = steps_of_a_pass(streams, accelerator.num_processes, data.task_upsampling)
