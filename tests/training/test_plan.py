@@ -13,6 +13,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from training.arguments import parse_arguments
+from training.embedding import Encoder
 from training.plan import (
     CLOCK_TOKENS,
     PUBLISHED,
@@ -23,7 +24,7 @@ from training.plan import (
     memory_of,
     meta_model,
 )
-from training.pyramid import Encoder, main
+from training.pyramid import main
 
 
 TRAINING = Path(__file__).parents[2] / "training"
