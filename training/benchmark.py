@@ -8,16 +8,19 @@ python -m training.benchmark speed    # pairs a second beside sentence-transform
 `memory` reports the peak above the model and the collated batch, `speed` the rate of a whole training run and the peak
 of its process; both trainers get the same starting weights, pairs, tokens, batch and micro-batch, take turns, and
 train all weights. Both rates include reading pictures and videos: ours decodes them once, before the first step, and
-that time is added; the other decodes at each step, videos with our decoder. Linux only: peaks come from the kernel
-(VmHWM).
+that time is added; the other decodes at each step, videos with our decoder. Linux only: `speed` takes its peaks from
+the kernel (VmHWM), `memory` samples.
 """
 
 import argparse
+import ctypes
+import gc
 import io
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -65,6 +68,37 @@ def peak_bytes(reset=False):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+class AnonymousPeak:
+    """Most anonymous memory of this process inside the block, in `bytes`, above what it held when the block began.
+
+    Freed memory is given back first: a large batch's collation leaves much of it, and a step that takes it up again
+    would seem to need none. Pages of files are left out, for the kernel takes them away when it likes.
+    """
+
+    def __enter__(self):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self._before = self._highest = self._now()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._done.set()
+        self._thread.join()
+        self.bytes = self._highest - self._before
+
+    def _watch(self):
+        while not self._done.wait(0.002):
+            self._highest = max(self._highest, self._now())
+
+    @staticmethod
+    def _now():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
 def measure_memory(batch_size, micro_batch_size, model=BASE):
     """Peak bytes of one cached step of text-to-video pairs, above the model and the collated batch."""
     model, processor = load_model(ModelArguments(model=str(model), max_tokens_per_frame=TOKENS_PER_FRAME))
@@ -78,15 +112,15 @@ def measure_memory(batch_size, micro_batch_size, model=BASE):
 
     def step(count):
         groups, places = collator.forward_groups(items(count), micro_batch_size)
-        before = peak_bytes(reset=True)
-        cached_step(
-            lambda group: model(**group).embeddings,
-            groups,
-            lambda rows: symmetric_info_nce(*rows[places].chunk(2), temperature=TEMPERATURE),
-            torch.Tensor.backward,
-            torch.device("cpu"),
-        )
-        return peak_bytes() - before
+        with AnonymousPeak() as peak:
+            cached_step(
+                lambda group: model(**group).embeddings,
+                groups,
+                lambda rows: symmetric_info_nce(*rows[places].chunk(2), temperature=TEMPERATURE),
+                torch.Tensor.backward,
+                torch.device("cpu"),
+            )
+        return peak.bytes
 
     step(2)  # gradients and the libraries' buffers exist from here on
     return {"bytes": step(batch_size)}
