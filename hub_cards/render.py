@@ -5,10 +5,10 @@ python -m hub_cards.render                                  # every model and da
 python -m hub_cards.render --namespace me --repo gve-mini   # one of them
 ```
 
-A model's card is made of its `config.json`, its weights, `training_run.json` (written by the training run) and
-`results/*.json` (written by `evaluate_metrics/run_uvrb.py`, put there by `hub_cards.assemble`); a dataset's card of
-its Parquet files, its build record and the metadata that its builder wrote, which is kept. The metrics' cards are
-written by hand.
+A model's card is made of its `config.json`, its weights, what the training run left (`training_run.json`,
+`curriculum.png`) and `results/*.json` (written by `evaluate_metrics/run_uvrb.py`, put there by `hub_cards.assemble`);
+a dataset's card of its Parquet files, its build record and the metadata that its builder wrote, which is kept. The
+metrics' cards are written by hand.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from hub_cards.repos import METRICS, metadata, repo_folder, repo_names, repo_typ
 
 
 TRAINING_RECORD = "training_run.json"
+CURRICULUM_PLOT = "curriculum.png"
 BUILD_RECORD = "mini.json"
 UVRB_RECORD, UVRB_REPORT = "uvrb.json", "report.json"
 PAPER = "https://arxiv.org/abs/2510.27571"
@@ -92,6 +93,7 @@ def render_model_card(model_dir, namespace="org"):
         benchmark=results[0]["benchmark"] if results else f"{namespace}/uvrb-mini",
         results=results,
         record=record,
+        curriculum=CURRICULUM_PLOT if (folder / CURRICULUM_PLOT).is_file() else None,
     )
     return _card(ModelCard, data, text)
 

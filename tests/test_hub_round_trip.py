@@ -72,28 +72,58 @@ def test_publishing_again_uploads_nothing_and_drops_what_is_gone(hub, root, run_
     assert [entry for entry in hub.log[before:] if entry[0] == "PUT"] == []
 
 
-def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path):
+LOADED = {
+    "full": """
+from transformers import AutoModel
+model = AutoModel.from_pretrained("org/gve-full", trust_remote_code=True)
+print(tuple(model.encode(["a red circle"]).shape))
+""",
+    "lora": """
+import sys, torch
+from peft import PeftModel
+from modeling_gve import GVEModel
+items = ["a red circle", "it turns"]
+base, merged = GVEModel.from_pretrained(sys.argv[1]), GVEModel.from_pretrained("org/gve-lora").encode(items)
+plain = base.encode(items)
+adapted = PeftModel.from_pretrained(base, "org/gve-lora", subfolder="adapter").eval().base_model.model.encode(items)
+print(float((merged - adapted).abs().max()), float((merged - plain).abs().max()))
+""",
+}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path, method):
+    name, base = f"gve-{method}", root / "org" / "gve-mini"
     settings = {
-        "model": root / "org" / "gve-mini",
+        "model": base,
         "pairs": root / "org" / "uvrd-mini",
         "tasks": "t2v",
+        "method": method,
         "epochs": 1,
-        "steps_per_epoch": 1,
+        "steps_per_epoch": 3,
+        "learning_rate": 0.01,
         "batch_size": 2,
         "hard_negatives": 0,
         "probe_pairs": 2,
-        "output_dir": tmp_path / "gve-trained",
-        "hub_model_id": "org/gve-trained",
+        "output_dir": tmp_path / name,
+        "hub_model_id": f"org/{name}",
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     launch = ["-m", "accelerate.commands.launch", Path(__file__).parents[1] / "training" / "pyramid.py"]
     run_client([*launch, *words, "--push_to_hub"], env=CHECKOUT | {"ACCELERATE_USE_CPU": "true"})
-    files = files_of(hub, "models", "gve-trained")
+    files = files_of(hub, "models", name)
     assert {"README.md", "config.json", "model.safetensors", "modeling_gve.py", "training_run.json"} <= files
     assert not any(path.startswith("run/") for path in files)
-    program = """
-from transformers import AutoModel
-model = AutoModel.from_pretrained("org/gve-trained", trust_remote_code=True)
-print(tuple(model.encode(["a red circle"]).shape))
-"""
-    assert run_client(["-c", program]).stdout.splitlines()[-1] == "(1, 32)"
+    adapter = {f"adapter/{file}" for file in ("adapter_config.json", "adapter_model.safetensors", "README.md")}
+    assert files & adapter == (adapter if method == "lora" else set())
+
+    card = (tmp_path / name / "README.md").read_text()
+    assert f"| method | {method} |" in card and "- steps: 3" in card
+    assert "![Curriculum of" in card and "curriculum.png" in files
+    if method == "full":
+        assert run_client(["-c", LOADED[method]]).stdout.splitlines()[-1] == "(1, 32)"
+    else:
+        assert f'"org/{name}", subfolder="adapter")' in (tmp_path / name / "adapter/README.md").read_text()
+        loaded = run_client(["-c", LOADED[method], base], env=CHECKOUT).stdout.splitlines()[-1]
+        to_adapter, to_base = map(float, loaded.split())
+        assert to_adapter < 1e-5 and to_base > 1e-4

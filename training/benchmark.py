@@ -6,39 +6,58 @@ python -m training.benchmark speed    # pairs a second beside sentence-transform
 ```
 
 `memory` reports the peak above the model and the collated batch, `speed` the rate of a whole training run and the peak
-of its process; both trainers get the same starting weights, pairs, batch and micro-batch, take turns, and train all
-weights. Linux only: peaks come from the kernel (VmHWM).
+of its process; both trainers get the same starting weights, pairs, tokens, batch and micro-batch, take turns, and
+train all weights. Both rates include reading pictures and videos: ours decodes them once, before the first step, and
+that time is added; the other decodes at each step, videos with our decoder. Linux only: `speed` takes its peaks from
+the kernel (VmHWM), `memory` samples.
 """
 
 import argparse
+import ctypes
+import gc
 import io
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
+from dataset_builders.mini.render import encode_mp4
 from hub_cards.repos import run_command
-from modeling_gve import PreparedItem
+from modeling_gve import GVEModel, PreparedItem
+from modeling_gve.configuration_gve import DEFAULT_INSTRUCTION
+from modeling_gve.video_gve import decode_video
 from training.arguments import ModelArguments
 from training.collate import PairCollator
 from training.gradcache import cached_step
 from training.losses import symmetric_info_nce
-from training.pairs import available_cores
+from training.pairs import FrameStore, PairStream, available_cores
+from training.record import StepLog
 from training.weights import load_model
 
 
 BASE = Path(__file__).with_name("gve-mini-base")
 TOKENS_PER_FRAME = 17
 SIDE = 56  # pixels
+NUM_FRAMES = 8
 TEMPERATURE = 0.03
 MIB = 2**20
+DECODE, COLLATE, EMBED, LEARN, UPDATE = PARTS = (
+    "decode, once",
+    "collate",
+    "forward without gradients",
+    "forward and backward",
+    "optimizer",
+)
 
 
 def peak_bytes(reset=False):
@@ -49,6 +68,37 @@ def peak_bytes(reset=False):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+class AnonymousPeak:
+    """Most anonymous memory of this process inside the block, in `bytes`, above what it held when the block began.
+
+    Freed memory is given back first: a large batch's collation leaves much of it, and a step that takes it up again
+    would seem to need none. Pages of files are left out, for the kernel takes them away when it likes.
+    """
+
+    def __enter__(self):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        self._before = self._highest = self._now()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._done.set()
+        self._thread.join()
+        self.bytes = self._highest - self._before
+
+    def _watch(self):
+        while not self._done.wait(0.002):
+            self._highest = max(self._highest, self._now())
+
+    @staticmethod
+    def _now():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
 def measure_memory(batch_size, micro_batch_size, model=BASE):
     """Peak bytes of one cached step of text-to-video pairs, above the model and the collated batch."""
     model, processor = load_model(ModelArguments(model=str(model), max_tokens_per_frame=TOKENS_PER_FRAME))
@@ -57,27 +107,64 @@ def measure_memory(batch_size, micro_batch_size, model=BASE):
 
     def items(count):
         texts = [PreparedItem("Find the video.", f"a scene, number {index}") for index in range(count)]
-        frames = generator.integers(0, 256, (count, 8, SIDE, SIDE, 3), dtype=np.uint8)
-        return texts + [PreparedItem("", "", frames=each, spacing=1.0) for each in frames]
+        frames = generator.integers(0, 256, (count, NUM_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+        return texts + [PreparedItem("", "", frames=each, times=np.arange(NUM_FRAMES)) for each in frames]
 
     def step(count):
         groups, places = collator.forward_groups(items(count), micro_batch_size)
-        before = peak_bytes(reset=True)
-        cached_step(
-            lambda group: model(**group).embeddings,
-            groups,
-            lambda rows: symmetric_info_nce(*rows[places].chunk(2), temperature=TEMPERATURE),
-            torch.Tensor.backward,
-            torch.device("cpu"),
-        )
-        return peak_bytes() - before
+        with AnonymousPeak() as peak:
+            cached_step(
+                lambda group: model(**group).embeddings,
+                groups,
+                lambda rows: symmetric_info_nce(*rows[places].chunk(2), temperature=TEMPERATURE),
+                torch.Tensor.backward,
+                torch.device("cpu"),
+            )
+        return peak.bytes
 
     step(2)  # gradients and the libraries' buffers exist from here on
     return {"bytes": step(batch_size)}
 
 
+class Stopwatch:
+    """Seconds spent in the parts of a training step; for a process of its own, since what it wraps stays wrapped.
+
+    Attributes:
+        seconds (`Counter`): by part, so far.
+        steps (list of `Counter`): the same at the end of every step.
+    """
+
+    def __init__(self):
+        self.seconds, self.steps = Counter(), []
+        self._watch(FrameStore, "put", DECODE)
+        self._watch(FrameStore, "seal", DECODE)
+        for owner, name in ((PairStream, "draw"), (PairCollator, "batch"), (PairCollator, "forward_groups")):
+            self._watch(owner, name, COLLATE)
+        self._watch(GVEModel, "forward", LEARN, without_gradients=EMBED)
+        self._watch(Accelerator, "backward", LEARN)
+        self._watch(Accelerator, "clip_grad_norm_", UPDATE)
+        self._watch(torch.optim.AdamW, "step", UPDATE)
+        self._watch(StepLog, "write", None)
+
+    def _watch(self, owner, name, part, without_gradients=None):
+        function = getattr(owner, name)
+
+        def timed(*args, **kwargs):
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if part is None:
+                    self.steps += [Counter(self.seconds)] * ("loss" in args[1])
+                else:
+                    alone = without_gradients is not None and not torch.is_grad_enabled()
+                    self.seconds[without_gradients if alone else part] += time.perf_counter() - started
+
+        setattr(owner, name, timed)
+
+
 def write_pairs(folder, task, count):
-    """A pairs repo of random texts and pictures, the same at every call."""
+    """A pairs repo of random texts, pictures and videos, the same at every call."""
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
     from datasets import Video as VideoFeature
@@ -91,6 +178,9 @@ def write_pairs(folder, task, count):
         row = dict.fromkeys(features) | {"query_text": random_text(generator), "negatives": [], "task": task}
         if task == "t2t":
             row["target_text"] = random_text(generator)
+        elif task == "t2v":
+            frames = generator.integers(0, 256, (NUM_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+            row["target_video"] = {"bytes": encode_mp4(frames), "path": None}
         else:
             picture = io.BytesIO()
             Image.fromarray(generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(picture, "png")
@@ -133,24 +223,52 @@ def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed, threads)
             "cpu_threads": threads,
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        watch = Stopwatch()
         run = prepare([*words, "--freeze_vision", "false"])
         peak_bytes(reset=True)
         train(run)
         lines = [json.loads(line) for line in (Path(folder) / "run/log.jsonl").read_text().splitlines()]
     times = [line["seconds"] for line in lines if "loss" in line]
-    return {"pairs_per_second": (len(times) - 1) * batch_size / (times[-1] - times[0]), "bytes": peak_bytes()}
+    timed = len(times) - 1  # the first step warms up
+    seconds = {part: watch.steps[-1][part] - watch.steps[0][part] for part in PARTS}
+    seconds["other"] = times[-1] - times[0] - sum(seconds.values())
+    seconds[DECODE] = watch.seconds[DECODE] * timed / steps
+    return {
+        "pairs_per_second": timed * batch_size / sum(seconds.values()),
+        "bytes": peak_bytes(),
+        "ms_a_pair": {part: 1000 * spent / (timed * batch_size) for part, spent in seconds.items()},
+    }
+
+
+def sentence_transformer():
+    """The base as a sentence-transformers model that embeds the tokens that GVE does: its system text and its end."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    transformer = Transformer(str(BASE))
+    system = f"<|im_start|>system\n{DEFAULT_INSTRUCTION}<|im_end|>\n"
+    template = transformer.processor.chat_template
+    transformer.processor.chat_template = f"{system}{template}<|im_start|>assistant\n<|endoftext|>"
+    size = transformer.get_embedding_dimension()
+    return SentenceTransformer(modules=[transformer, Pooling(size, pooling_mode="lasttoken"), Normalize()])
+
+
+def with_frames(rows):
+    """Rows whose videos are frames with their clock, as sentence-transformers takes them."""
+    videos = []
+    for video in rows["target_video"]:
+        frames, times = decode_video(video["bytes"], NUM_FRAMES)
+        clock = {"fps": 1 / (times[1] - times[0]), "total_num_frames": NUM_FRAMES}
+        clock |= {"duration": times[-1] + times[1], "frames_indices": list(range(NUM_FRAMES))}
+        videos.append({"array": torch.from_numpy(frames).movedim(-1, 1), "video_metadata": clock})
+    return {"query_text": rows["query_text"], "target_video": videos}
 
 
 def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, steps, seed, threads):
     """Rate and peak of sentence-transformers' trainer with CachedMultipleNegativesRankingLoss."""
-    from datasets import load_dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
+    from datasets import Video, load_dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -160,11 +278,11 @@ def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, ste
             self.times.append(time.monotonic())
 
     torch.set_num_threads(threads)
-    transformer = Transformer(str(BASE))
-    size = transformer.get_embedding_dimension()
-    model = SentenceTransformer(modules=[transformer, Pooling(size, pooling_mode="lasttoken"), Normalize()])
-    target = "target_text" if task == "t2t" else "target_image"
+    model = sentence_transformer()
+    target = {"t2t": "target_text", "t2i": "target_image", "t2v": "target_video"}[task]
     rows = load_dataset(pairs, task, split="train").select_columns(["query_text", target])
+    if task == "t2v":
+        rows = rows.cast_column(target, Video(decode=False)).with_transform(with_frames)
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
@@ -236,6 +354,9 @@ def report_speed(arguments):
         rate = median(each[name]["pairs_per_second"] for each in found)
         peak = median(each[name]["bytes"] for each in found)
         print(f"{name:<24}{rate:9.2f} pairs/s{peak / MIB:9.0f} MiB")
+    print("where a pair's time goes in gve, ms: ", end="")
+    parts = {part: median(each["gve"]["ms_a_pair"][part] for each in found) for part in found[0]["gve"]["ms_a_pair"]}
+    print(", ".join(f"{part} {spent:.2f} ({spent / sum(parts.values()):.0%})" for part, spent in parts.items()))
     ratios = [each["gve"]["pairs_per_second"] / each[names[1]]["pairs_per_second"] for each in found]
     print(f"ratio of paired runs: median {median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
 
@@ -247,7 +368,7 @@ def main(words=None):
     memory.add_argument("--batch_sizes", nargs="+", type=int, default=[64, 1024])
     memory.add_argument("--micro_batch_size", type=int, default=32)
     speed = commands.add_parser("speed", help="beside sentence-transformers' trainer")
-    speed.add_argument("--task", choices=["t2t", "t2i"], default="t2i")
+    speed.add_argument("--task", choices=["t2t", "t2i", "t2v"], default="t2i")
     speed.add_argument("--batch_size", type=int, default=128)
     speed.add_argument("--micro_batch_size", type=int, default=32)
     speed.add_argument("--steps", type=int, default=11)

@@ -5,11 +5,17 @@ corpus is a repo with the columns `text`, `image`, `video` (any of them) and, if
 whose targets are taken. Embeddings are kept by the content of what they embed and the weights of the prober, so that
 a mining that was killed goes on, and one of a grown corpus embeds what is new. The corpus is shared over the ranks:
 each indexes its part with FAISS, and the best of all parts are merged, so that the result is that of one rank.
+
+Streamed tasks are mined window by window, and only the places of what was found are kept, four bytes each: the corpus
+must fit on disk and its embeddings into memory, the pairs need not. A streamed query that occurs again in another
+window is not recognised there: its other answers are kept out by their scores alone.
 """
 
 import hashlib
+import shutil
 import uuid
 from collections import defaultdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +26,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from training.pairs import COLUMNS, ROWS_AT_ONCE, SIDES, FrameStore, read_chunk, read_pairs, task_names
+from training.streaming import StreamedPairs
 
 
 EMBED_AT_ONCE = 256  # sides between two writes of the cache
@@ -190,6 +197,7 @@ def embed_all(sides, embed, cache, accelerator, together=False):
     accelerator.wait_for_everyone()
     cache.refresh()
     new = [side for side in dict.fromkeys(sides) if side not in cache]
+    accelerator.wait_for_everyone()  # all know the same before one writes more, or they would share out unlike lists
     mine = new[accelerator.process_index :: accelerator.num_processes]
     count = len(mine)
     if together:
@@ -277,22 +285,102 @@ def mine(pairs, corpus, query_rows, target_rows, corpus_rows, rules, accelerator
     return mined
 
 
-def mine_streams(streams, corpus, embed, prober, rules, accelerator, together=False, cache_folder=None):
+class MinedRows:
+    """Mined negatives of a streamed task by row, as places in the corpus.
+
+    Args:
+        folder (`Path`): what [`mine_windows`] left; its name is what a checkpoint remembers.
+        rows (`int`): of the task.
+        sides (list of [`Side`]): of the corpus.
+
+    Raises:
+        ValueError: the folder is gone.
+    """
+
+    def __init__(self, folder, rows, sides):
+        if not folder.is_dir():
+            raise ValueError(f"mined negatives are missing at {folder}: set overwrite to start anew")
+        self.name, self._sides, places = folder.name, sides, None
+        for path in folder.glob("*.npz"):
+            with np.load(path) as part:
+                if places is None:
+                    places = np.full((rows, part["places"].shape[1]), -1, dtype=np.int32)
+                places[part["rows"]] = part["places"]
+        self._places = np.full((rows, 0), -1, dtype=np.int32) if places is None else places
+
+    def get(self, row, default):
+        """Negatives of a row, hardest first; the default where none was found."""
+        return [self._sides[place] for place in self._places[row] if place >= 0] or default
+
+
+def mine_windows(stream, corpus, corpus_rows, embed, folder, rules, accelerator, together=False):
+    """Mine for a streamed task, window by window; what a killed call has finished stays.
+
+    Args:
+        stream ([`StreamedPairs`]): the task.
+        corpus ([`Corpus`]), corpus_rows (`np.ndarray` of shape `(C, D)`): what is mined from.
+        embed (`Callable`): from sides and their `store` to `(M, D)`.
+        folder (`Path`): receives a file a window: rows of its pairs, and places, -1 where there are fewer.
+        rules ([`MiningRules`]), accelerator (`Accelerator`), together (`bool`): see [`mine`] and [`embed_all`].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {path.stem for path in folder.glob("*.npz")}
+    accelerator.wait_for_everyone()  # all have looked before one writes
+    for number, name in enumerate(stream.window_names()):
+        if name in done:
+            continue
+        rows, pairs, store = stream.window(number)
+        queries = [(pair.query, pair.instruction) for pair in pairs]
+        targets = [(pair.target, None) for pair in pairs]
+        cache = EmbeddingCache(folder / "embeddings", name)
+        embedded = embed_all(queries + targets, partial(embed, store=store), cache, accelerator, together)
+        found = mine(pairs, corpus, *np.split(embedded, 2), corpus_rows, rules, accelerator)
+        accelerator.wait_for_everyone()  # all have read the cache
+        if accelerator.is_main_process:
+            places = np.array([each + [-1] * (rules.top_k - len(each)) for each in found], dtype=np.int32)
+            temporary = folder / f".{name}.tmp"
+            with open(temporary, "wb") as file:
+                np.savez(file, rows=np.array(rows, dtype=np.int64), places=places.reshape(-1, rules.top_k))
+            temporary.rename(folder / f"{name}.npz")
+            shutil.rmtree(folder / "embeddings" / name)
+    accelerator.wait_for_everyone()
+
+
+def mine_streams(streams, corpus, embed, prober, rules, accelerator, together=False):
     """Mine for every task of a run, and give the streams what was found.
 
     Args:
-        streams (`dict[str, PairStream]`): their `mined` is set.
-        corpus ([`Corpus`]): its store holds the pairs' media too.
-        embed (`Callable`), together (`bool`): see [`embed_all`].
+        streams (`dict[str, PairStream]` or `dict[str, StreamedPairs]`): their `mined` is set.
+        corpus ([`Corpus`]): its store holds the media of pairs that are not streamed, too.
+        embed (`Callable`): from a list of `([`Side`], str or None)` and the `store` of their media to `(M, D)`.
         prober (`str`): what tells the prober's weights apart.
-        rules ([`MiningRules`]), accelerator (`Accelerator`): see [`mine`].
-        cache_folder (`str`, *optional*): of embeddings. Default: beside the corpus's frames.
+        rules ([`MiningRules`]), accelerator (`Accelerator`), together (`bool`): see [`mine`] and [`embed_all`].
     """
-    cache = EmbeddingCache(cache_folder or corpus.store.folder.parent / "embeddings", prober)
-    corpus_rows = embed_all([(side, None) for side in corpus.sides], embed, cache, accelerator, together)
-    for stream in streams.values():
+    cache_folder = corpus.store.folder.parent
+    cache = EmbeddingCache(cache_folder / "embeddings", prober)
+    here = partial(embed, store=corpus.store)
+    corpus_rows = embed_all([(side, None) for side in corpus.sides], here, cache, accelerator, together)
+    for task, stream in streams.items():
+        if isinstance(stream, StreamedPairs):
+            content = repr([prober, rules, corpus.digest(), stream.digest()])
+            name = f"{task}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+            mine_windows(
+                stream, corpus, corpus_rows, embed, cache_folder / "mined" / name, rules, accelerator, together
+            )
+            give_mined(stream, corpus, name)
+            continue
         queries = [(pair.query, pair.instruction) for pair in stream.pairs]
         targets = [(pair.target, None) for pair in stream.pairs]
-        rows = embed_all(queries + targets, embed, cache, accelerator, together)
+        rows = embed_all(queries + targets, here, cache, accelerator, together)
         found = mine(stream.pairs, corpus, *np.split(rows, 2), corpus_rows, rules, accelerator)
         stream.mined = {row: [corpus.sides[place] for place in places] for row, places in enumerate(found) if places}
+
+
+def give_mined(stream, corpus, name):
+    """Give a streamed task the negatives that were mined for it under a name.
+
+    Raises:
+        ValueError: they are gone.
+    """
+    stream.mined = MinedRows(corpus.store.folder.parent / "mined" / name, len(stream), corpus.sides)
+    stream.mined_store = corpus.store

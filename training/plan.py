@@ -9,35 +9,25 @@ from collections import Counter
 from importlib.util import find_spec
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, Qwen2_5_VLConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from modeling_gve import GVEConfig, GVEModel
 from training.streaming import WINDOWS_KEPT, row_groups
 from training.weights import make_trainable
 
 
-# Shapes of published backbones that differ from the defaults of transformers.
-_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "tokens_per_second": 2}
-_QWEN_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
+# Published backbones, whose shapes GVE knows.
+PUBLISHED = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": "gve-3b",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "gve-7b",
+    "Qwen/Qwen3-VL-2B-Instruct": "qwen3-vl-2b",
+    "Qwen/Qwen3-VL-4B-Instruct": "qwen3-vl-4b",
+    "Qwen/Qwen3-VL-8B-Instruct": "qwen3-vl-8b",
 }
-_QWEN_3B = {
-    "hidden_size": 2048,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-}
-PUBLISHED = {"Qwen/Qwen2.5-VL-3B-Instruct": _QWEN_3B, "Qwen/Qwen2.5-VL-7B-Instruct": _QWEN_7B}
 
 # Not in the paper, all of them: assumptions of the estimates.
 TEXT_TOKENS = 96  # of an item: system text, chat turn and a caption
+CLOCK_TOKENS = 10  # of a step of frames where their times are text (Qwen3-VL), such as `<12.5 seconds>`, and its marks
 DEVICE_FLOPS = 312e12  # an A100's bf16 peak
 UTILISATION = 0.4  # the share of it that training reaches
 GIB = 2**30
@@ -109,11 +99,7 @@ def meta_model(starts_from):
     name = starts_from.model
     try:
         if name in PUBLISHED:
-            text = PUBLISHED[name] | {"max_position_embeddings": 128000}
-            backbone = Qwen2_5_VLConfig(
-                text_config=text, vision_config=_VISION | {"out_hidden_size": text["hidden_size"]}
-            )
-            config = GVEConfig(backbone_config=backbone, **limits)
+            config = GVEConfig.from_preset(PUBLISHED[name], **limits)
         elif PretrainedConfig.get_config_dict(name)[0].get("model_type") == "gve":
             config = GVEConfig.from_pretrained(name)
         else:
@@ -180,22 +166,26 @@ def memory_of(strategy, parameters, items, model, starts_from, training):
     if training.micro_batch_size is not None:
         share = min(1.0, training.micro_batch_size * longest / tokens.total())
     text, vision = model.config.backbone_config.text_config, model.config.backbone_config.vision_config
-    layer = 2 * (6 * text.hidden_size + 3 * text.intermediate_size)  # bytes a token inside one layer
+    heads = text.num_attention_heads * model.backbone.language_model.layers[0].self_attn.head_dim
+    layer = 2 * (4 * text.hidden_size + 2 * heads + 3 * text.intermediate_size)  # bytes a token inside one layer
     layers = text.num_hidden_layers
     kept = layers * 2 * text.hidden_size + layer if starts_from.gradient_checkpointing else layers * layer
-    inside = 2 * (6 * vision.hidden_size + 3 * vision.intermediate_size)  # a patch in one layer of the vision tower
+    widened = sum(type(module) is torch.nn.Linear for module in model.backbone.visual.blocks[0].mlp.modules())
+    inside = 2 * (6 * vision.hidden_size + widened * vision.intermediate_size)  # a patch in one layer of the tower
     trains_vision = starts_from.method == "full" and not starts_from.freeze_vision
     if trains_vision:
         inside = vision.depth * (2 * vision.hidden_size if starts_from.gradient_checkpointing else inside) + inside
     patches = tokens["visual"] * vision.spatial_merge_size**2
     pixels = patches * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * 4
+    # Features of inner vision layers, which enter the first decoder layers (Qwen3-VL).
+    deep = 2 * text.hidden_size * len(vision.to_dict().get("deepstack_visual_indexes", ()))
     candidates = (items.total() - items["query"]) * devices
     return {
         "weights": (held + trained * 4) / shards["weights"] + gathered,
         "gradients": trained * 4 / shards["gradients"],
         "optimizer states": trained * 8 / shards["optimizer"],
         "activations of the language model": share * tokens.total() * kept,
-        "activations of the vision tower": share * patches * inside,
+        "activations of the vision tower": share * (patches * inside + tokens["visual"] * deep),
         "inputs": pixels if training.micro_batch_size is None else share * pixels,
         "embeddings and scores": candidates * (2 * text.hidden_size + 3 * items["query"]) * 4,
     }
@@ -283,7 +273,8 @@ def _item_tokens(kind, config):
         return Counter()
     frame = config.max_tokens_per_frame - 1
     steps = config.num_frames // config.backbone_config.vision_config.temporal_patch_size
-    return Counter(text=TEXT_TOKENS, visual=("i" in kind) * frame + ("v" in kind) * steps * frame)
+    clock = config.times_in_text * ("v" in kind) * steps * CLOCK_TOKENS
+    return Counter(text=TEXT_TOKENS + clock, visual=("i" in kind) * frame + ("v" in kind) * steps * frame)
 
 
 def _tokens(items, config):

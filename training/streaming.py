@@ -26,6 +26,7 @@ from training.pairs import (
     FrameStore,
     Pair,
     Side,
+    Skipped,
     choose_negatives,
     plan_batches,
     read_chunk,
@@ -51,8 +52,6 @@ class StreamedPairs:
         ValueError: files or columns are missing, or not one batch can be made.
     """
 
-    mined = {}  # mined negatives of a streamed task lie in its files
-
     def __init__(
         self,
         repo,
@@ -76,6 +75,7 @@ class StreamedPairs:
         self._groups = row_groups(repo, task, split, max_pairs)
         self._start = {"pass": 0, "window": 0, "first": 0}
         self._opened = []  # names of windows, oldest first
+        self.mined, self.mined_store = {}, None  # by row, in place of the row's own negatives: see [`MinedRows`]
         self._go_to(self._start)
 
     def __len__(self):
@@ -87,8 +87,16 @@ class StreamedPairs:
 
     def probe_pairs(self, count, seed):
         """Pairs that the prober scores, the same at every call: a sample of the first pass's first window."""
-        pairs, store = self._open(0, 0)
+        _, pairs, store = self.window(0)
         return [pairs[row] for row in probe_sample(self.task, len(pairs), count, seed)], store
+
+    def window_names(self):
+        """Names of the first pass's windows, which hold every pair once; each tells its content."""
+        return [self._name(groups) for groups in self._windows(0)]
+
+    def window(self, number):
+        """A window of the first pass: rows of its pairs in the task, list of [`Pair`], store of their media."""
+        return self._open(0, number)
 
     def seek(self, cursor):
         """Go on from the cursor of a drawn batch; batches before its window cost a new start."""
@@ -111,8 +119,10 @@ class StreamedPairs:
         rows = self._batches[index - self._cursor["first"]]
         mine = rows[self._rank * self.batch_size : (self._rank + 1) * self.batch_size]
         pairs = [self._pairs[row] for row in mine]
-        negatives = [choose_negatives(pair.negatives, self.hard_negatives, self._cursor["pass"]) for pair in pairs]
-        return Drawn(pairs, negatives, self._store, dict(self._cursor))
+        found = [self.mined.get(self._rows[row], pair.negatives) for row, pair in zip(mine, pairs)]
+        negatives = [choose_negatives(sides, self.hard_negatives, self._cursor["pass"]) for sides in found]
+        store = self._store if self.mined_store is None else _Stores(self._store, self.mined_store)
+        return Drawn(pairs, negatives, store, dict(self._cursor))
 
     def _go_to(self, cursor):
         self._cursor, self._batches = dict(cursor), None
@@ -125,7 +135,7 @@ class StreamedPairs:
 
     def _read_window(self):
         number_of_pass, window = self._cursor["pass"], self._cursor["window"]
-        self._pairs, self._store = self._open(number_of_pass, window)
+        self._rows, self._pairs, self._store = self._open(number_of_pass, window)
         order = self._generator(number_of_pass, window).permutation(len(self._pairs)).tolist()
         self._batches = plan_batches(self._pairs, order, self._total, self._distinct)
 
@@ -141,10 +151,13 @@ class StreamedPairs:
             windows[-1].append(self._groups[place])
         return windows
 
+    def _name(self, groups):
+        return f"{self.task}-{hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:16]}"
+
     def _open(self, number_of_pass, window):
-        """Pairs of a window and the store of their media; made if they are not there."""
+        """Rows and pairs of a window, and the store of their media; made if they are not there."""
         groups = self._windows(number_of_pass)[window]
-        name = f"{self.task}-{hashlib.sha256(json.dumps(groups).encode()).hexdigest()[:16]}"
+        name = self._name(groups)
         folder = self._root / name
         self._root.mkdir(parents=True, exist_ok=True)
         with FileLock(self._root / f".{self.task}.lock"):
@@ -156,7 +169,14 @@ class StreamedPairs:
             for old in self._opened[:-WINDOWS_KEPT]:
                 shutil.rmtree(self._root / old, ignore_errors=True)
             self._opened = self._opened[-WINDOWS_KEPT:]
-        return pairs, store
+        skipped = [Skipped(*each) for each in json.loads(self._report(name).read_text())]
+        left_out = {each.row for each in skipped if each.side in ("query", "target")}
+        rows = [row for *_, first, count in groups for row in range(first, first + count) if row not in left_out]
+        return rows, pairs, store
+
+    def _report(self, name):
+        """Where it says what a window had to leave out; it stays when the window goes."""
+        return self._root / "skipped" / f"{name}.json"
 
     def _make_window(self, groups, folder):
         temporary = folder.with_name(f".{folder.name}")
@@ -170,10 +190,19 @@ class StreamedPairs:
                 read_chunk(self.task, first + start, chunk, store, pairs, skipped)
         store.seal()
         (temporary / "pairs.json").write_text(json.dumps(pairs))
-        reports = self._root / "skipped"
-        reports.mkdir(exist_ok=True)
-        (reports / f"{folder.name}.json").write_text(json.dumps(skipped))
+        self._report(folder.name).parent.mkdir(exist_ok=True)
+        self._report(folder.name).write_text(json.dumps(skipped))
         temporary.rename(folder)
+
+
+class _Stores:
+    """Media of a window and of the corpus that negatives were mined from."""
+
+    def __init__(self, *stores):
+        self._stores = stores
+
+    def __getitem__(self, key):
+        return next(store for store in self._stores if key in store)[key]
 
 
 def row_groups(repo, task, split, max_pairs=None):

@@ -22,7 +22,7 @@ The LoRA of this repo's model, before it was merged. Load it onto the weights it
 from peft import PeftModel
 from modeling_gve import GVEModel
 
-model = PeftModel.from_pretrained(GVEModel.from_pretrained("{base}"), "{folder}")
+model = PeftModel.from_pretrained(GVEModel.from_pretrained("{base}"), "{repo}", subfolder="{folder}")
 ```
 """
 
@@ -135,7 +135,7 @@ def trained_state(model, state=None):
     return {name: tensor.detach().cpu() for name, tensor in state.items() if name in names}
 
 
-def export_model(model, arguments, output_dir, state=None):
+def export_model(model, arguments, output_dir, state=None, repo=None):
     """The model to publish, in the precision that its weights start from.
 
     A LoRA run's adapter is written to `output_dir/adapter` first, and merged into freshly loaded starting weights, so
@@ -146,6 +146,7 @@ def export_model(model, arguments, output_dir, state=None):
         arguments ([`ModelArguments`]): of the run.
         output_dir (`str`): the trained GVE repo.
         state (`dict`, *optional*): the model's gathered state dict, where its weights are sharded.
+        repo (`str`, *optional*): its name on the Hub, for the adapter's card. Default: `output_dir`.
 
     Returns:
         `tuple` of the `GVEModel` and the state dict to save, None for its own.
@@ -154,7 +155,8 @@ def export_model(model, arguments, output_dir, state=None):
         return model, state
     folder = Path(output_dir) / ADAPTER
     model.save_pretrained(folder, state_dict=trained_state(model, state))
-    (folder / "README.md").write_text(_ADAPTER_CARD.format(base=arguments.model, folder=folder))
+    card = _ADAPTER_CARD.format(base=arguments.model, repo=repo or output_dir, folder=ADAPTER)
+    (folder / "README.md").write_text(card)
     return merge_adapter(load_model(arguments)[0], folder), None
 
 

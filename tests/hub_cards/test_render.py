@@ -38,6 +38,7 @@ def root(built, tmp_path):
 def test_model_card_states_results_training_and_calls(root):
     folder = root / "org" / "gve-mini"
     (folder / render.TRAINING_RECORD).write_text(json.dumps(RECORD))
+    (folder / render.CURRICULUM_PLOT).write_bytes(b"\x89PNG")
     add_results(root / "results", folder)
     card = render.render_model_card(folder, "me")
     assert card.data.license == "apache-2.0" and card.data.datasets == ["me/uvrd-mini"]
@@ -51,6 +52,7 @@ def test_model_card_states_results_training_and_calls(root):
         "| temperature | 0.03 |",
         "32 dimensions",
         "(results/uvrb-mini.png)",
+        "![Curriculum of gve-mini](curriculum.png)",
     ):
         assert text in card.text
     row = next(line for line in card.text.splitlines() if line.startswith("| msrvtt "))
@@ -73,6 +75,7 @@ def test_model_card_without_a_run_says_so(root):
     card = render.render_model_card(root / "org" / "gve-mini")
     assert card.data.eval_results is None
     assert "Not judged yet" in card.text and "Not recorded" in card.text
+    assert "curriculum.png" not in card.text
 
 
 @pytest.mark.parametrize("name", ["uvrb-mini", "uvrd-mini"])

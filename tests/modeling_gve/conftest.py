@@ -6,45 +6,8 @@ import pytest
 import torch
 from rendering import draw_frames
 from tiny_backbones import FULL_MODELS, clip
-from transformers import Qwen3VLConfig
 
 from modeling_gve import GVEConfig, GVEModel, GVEProcessor
-from training.base_model import SPECIAL_TOKENS
-
-
-@pytest.fixture(scope="session")
-def qwen3_config(tokenizer):
-    """Qwen3-VL of some 60 thousand parameters; features of two vision layers enter three decoder layers."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    return Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
-            "initializer_range": 0.2,
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "patch_size": 7,
-            "num_position_embeddings": 36,
-            "deepstack_visual_indexes": [0, 1],
-            "initializer_range": 0.2,
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +11,22 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from tiny_pairs import noise_image, noise_video
+from tiny_pairs import noise_image, noise_video, row, side, write_pairs
 from tiny_runs import words_of
 
-from training.mine import Corpus, EmbeddingCache, MiningRules, embed_all, mine, read_corpus
-from training.pairs import FrameStore, Pair, Side
+from training.mine import (
+    Corpus,
+    EmbeddingCache,
+    MiningRules,
+    embed_all,
+    give_mined,
+    mine,
+    mine_streams,
+    read_corpus,
+)
+from training.pairs import FrameStore, Pair, PairStream, Side, read_pairs
 from training.pyramid import main
+from training.streaming import StreamedPairs
 
 
 pytest.importorskip("faiss")
@@ -107,8 +119,8 @@ def test_two_ranks_mine_what_one_mines(tmp_path, free_port):
     expected = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), ONE_RANK)
     brute = queries @ rows.T
     limits = (queries * targets).sum(1)
-    for row, found in enumerate(expected):
-        fits = [place for place in np.argsort(-brute[row]) if brute[row, place] <= limits[row] and place != row]
+    for place, found in enumerate(expected):
+        fits = [each for each in np.argsort(-brute[place]) if brute[place, each] <= limits[place] and each != place]
         assert found == fits[:5]
     saved = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert saved[0][0] == saved[1][0] == expected
@@ -164,10 +176,68 @@ def test_corpus_of_all_modalities(tmp_path, processor):
         read_corpus(str(tmp_path / "nothing"), "train", FrameStore(tmp_path / "cache", processor))
 
 
-def test_a_run_mines_and_resumes_with_what_it_mined(recipe, tmp_path, capsys):
+def vectors(sides, store):
+    """Random embeddings, by content alone; media must lie in the store."""
+    rows = []
+    for content, _ in sides:
+        if content.video is not None:
+            assert store[content.video].frames.ndim == 4
+        generator = np.random.default_rng(zlib.crc32(repr(content).encode()))
+        rows.append(generator.normal(size=8) + 1)
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def test_streamed_pairs_are_mined_as_those_at_hand(processor, tmp_path):
+    """Also after a kill in the middle, and although a row in the middle is broken."""
+    videos = [noise_video(seed) for seed in range(12)]
+    videos[5] = b"broken"
+    rows = [row(side(f"q{index}"), side(video=video), [side("own")]) for index, video in enumerate(videos)]
+    repo = str(write_pairs(tmp_path / "pairs", {"t2v": rows}, rows_a_group=2))
+    store = FrameStore(tmp_path / "cache", processor)
+    pairs, _ = read_pairs(repo, "t2v", "train", store)
+    corpus = read_corpus(str(write_corpus(tmp_path / "corpus")), "train", store)
+    shape = {"batch_size": 3, "hard_negatives": 9, "seed": 1}
+    streamed = StreamedPairs(
+        repo, "t2v", "train", root=tmp_path / "windows", processor=processor, window_pairs=4, **shape
+    )
+    at_hand = PairStream("t2v", pairs, **shape, store=store)
+    rules = MiningRules(3, 0.0, 1.0)
+    mine_streams({"t2v": at_hand}, corpus, vectors, "prober", rules, ONE_RANK)
+    expected = {pair.query: at_hand.negatives_of(place, 0) for place, pair in enumerate(pairs)}
+    assert {len(sides) for sides in expected.values()} >= {1, 3}  # also its own, where none is found
+
+    def interrupted(sides, store):
+        if any(side[0].text == "q7" for side in sides):
+            raise KeyboardInterrupt
+        return vectors(sides, store)
+
+    with pytest.raises(KeyboardInterrupt):
+        mine_streams({"t2v": streamed}, corpus, interrupted, "prober", rules, ONE_RANK)
+    [folder] = (tmp_path / "cache/mined").iterdir()
+    finished = len(list(folder.glob("*.npz")))
+    asked = []
+    mine_streams(
+        {"t2v": streamed}, corpus, lambda *a, **k: asked.append(1) or vectors(*a, **k), "prober", rules, ONE_RANK
+    )
+    assert len(list(folder.glob("*.npz"))) == finished + len(asked) == 3
+    for index in range(8):
+        drawn = streamed.draw(index)
+        for pair, negatives in zip(drawn.pairs, drawn.negatives, strict=True):
+            assert set(negatives) == set(expected[pair.query])
+            keys = [key for each in (pair.target, *negatives) for key in (each.image, each.video) if key]
+            assert all(drawn.store[key].frames.size for key in keys)  # of the window and of the corpus
+
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="mined negatives are missing at .*: set overwrite to start anew"):
+        give_mined(streamed, corpus, folder.name)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_mines_and_resumes_with_what_it_mined(recipe, tmp_path, capsys, streaming):
     corpus = write_corpus(tmp_path / "corpus")
     words = ["--negative_corpus", str(corpus), "--mine_relative_margin", "1", "--mine_every_epoch", "--epochs", "2"]
     words += ["--hard_negatives", "2", "--steps_per_epoch", "2", "--save_steps", "1", "--save_total_limit", "9"]
+    words += ["--streaming", "--window_pairs", "8"] if streaming else []
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     main_words = words_of(recipe, whole, *words)
     main(main_words)

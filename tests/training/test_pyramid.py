@@ -219,7 +219,7 @@ def test_mistakes_end_in_one_line(recipe, tmp_path, capsys, words, message):
 
 
 def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("training.pyramid.get_available_trackers", lambda: [])
+    monkeypatch.setattr("training.prepare.get_available_trackers", lambda: [])
     with pytest.raises(SystemExit):
         main(words_of(recipe, tmp_path, "--report_to", "trackio"))
     message = "report_to names trackio, which is not installed: pip install trackio"

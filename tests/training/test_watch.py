@@ -1,8 +1,19 @@
-"""Early warnings: each told once, and only where there is trouble."""
+"""Early warnings: each told once, and only where there is trouble; and the run that each of them is told of."""
+
+import json
+import shutil
+import time
+from functools import partial
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny_runs import steps_of, words_of
 
+from training.checkpoint import checkpoints
+from training.collate import PairCollator
 from training.curriculum import EpochPlan
+from training.losses import matryoshka_info_nce
+from training.pyramid import main
 from training.watch import Watch
 
 
@@ -37,3 +48,51 @@ def test_a_task_that_will_hardly_be_drawn(watch, told):
     watch.epoch(EpochPlan(1, 1.0, {}, {"t2t": 0.6, "t2v": 0.4}), steps=100)
     assert [kind for kind, _ in told] == ["never drawn in epoch 1"]
     assert "t2v" in told[0][1] and "t2t" not in told[0][1]
+
+
+def collapse(base_model, folder):
+    """A copy of the base that cannot tell one token from another."""
+    shutil.copytree(base_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    [name] = [name for name in weights if name.endswith("embed_tokens.weight")]
+    weights[name] = weights[name][:1].repeat(len(weights[name]), 1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def slow_batch(self, *arguments, batch=PairCollator.batch):
+    time.sleep(0.2)
+    return batch(self, *arguments)
+
+
+@pytest.mark.parametrize("kind", ["collapse", "loader", "never drawn in epoch 1"])
+def test_a_run_tells_its_trouble(recipe, base_model, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setattr("training.pyramid.Watch", partial(Watch, window_steps=2))
+    words = ["--tasks", "t2t", "--task_hard_negatives", "t2t=0", "--epochs", "1", "--learning_rate", "1e-9"]
+    if kind == "collapse":
+        words += ["--model", str(collapse(base_model, tmp_path / "collapsed"))]
+    elif kind == "loader":
+        monkeypatch.setattr(PairCollator, "batch", slow_batch)
+    else:
+        words += ["--tasks", "t2t", "t2v", "i2v", "--steps_per_epoch", "1"]
+    main(words_of(recipe, tmp_path / "out", *words))
+    lines = map(json.loads, (tmp_path / "out/run/log.jsonl").read_text().splitlines())
+    told = {line["warning"]: line["message"] for line in lines if "warning" in line}
+    assert kind in told
+    assert told[kind] in json.loads((tmp_path / "out/training_run.json").read_text())["warnings"]
+    assert f"warning: {told[kind]}" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_ends_the_run(recipe, tmp_path, monkeypatch):
+    calls = iter(range(99))
+
+    def loss(*arguments, **settings):
+        output = matryoshka_info_nce(*arguments, **settings)
+        return output._replace(loss=output.loss * (float("nan") if next(calls) == 3 else 1.0))
+
+    monkeypatch.setattr("training.pyramid.matryoshka_info_nce", loss)
+    with pytest.raises(ValueError, match=r"the loss of task \w+ is nan: lower learning_rate or raise temperature"):
+        main(words_of(recipe, tmp_path))
+    assert len(steps_of(tmp_path)) == 3
+    assert [path.name[-1] for path in checkpoints(tmp_path / "run")] == ["2"]  # from before the trouble
+    assert not (tmp_path / "model.safetensors").exists()

@@ -1,13 +1,16 @@
 """Which weights learn, and that the merged model is the adapted one."""
 
+import hashlib
+
 import pytest
 import torch
+from rendering import draw_frames
 from safetensors.torch import load_file
 from tiny_runs import steps_of, words_of
 
 from modeling_gve import GVEModel
 from training.arguments import ModelArguments
-from training.pyramid import main
+from training.pyramid import main, prepare, train
 from training.weights import ADAPTER, add_lora, load_model, make_trainable, merge_adapter, quantize_language_model
 
 
@@ -23,9 +26,28 @@ def lora_run(recipe, base_model, tmp_path_factory):
     return output_dir
 
 
+def hashes(state):
+    return {name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for name, tensor in state.items()}
+
+
+def test_lora_trains_nothing_but_its_adapters(recipe, base_model, tmp_path):
+    """By name and by hash, in the model that was trained itself."""
+    words = ["--method", "lora", "--lora_rank", "2", "--epochs", "1", "--schedule", "uniform"]
+    run = prepare(words_of(recipe, tmp_path, *words))
+    before = hashes(run.model.state_dict())
+    train(run)
+    assert {step["task"] for step in steps_of(tmp_path)} >= {"t2v", "i2v"}  # the vision tower has run
+    after = hashes(run.model.state_dict())
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {name for name in before if "lora_" in name}
+    assert all(".language_model.layers." in name for name in changed)
+    assert not any("visual" in name or "embed_tokens" in name for name in changed)
+
+
 def test_lora_changes_no_visual_and_no_embedding_weight(lora_run, base_model):
     before, after = GVEModel.from_pretrained(str(base_model)).state_dict(), load_file(lora_run / "model.safetensors")
-    changed = {name for name in before if not before[name].equal(after[name])}
+    before, after = hashes(before), hashes(after)
+    changed = {name for name in before if before[name] != after[name]}
     adapted = {f"{name}.weight" for name in adapted_layers(before)}
     assert changed == adapted
     assert not any("visual" in name or "embed_tokens" in name or "o_proj" in name for name in changed)
@@ -44,15 +66,16 @@ def test_merged_equals_adapter(lora_run, base_model):
 
     arguments = ModelArguments(model=str(base_model), max_tokens_per_frame=17)
     base, processor = load_model(arguments)
+    inputs = processor([*ITEMS, {"image": draw_frames(1)[0], "text": "to the left"}])
     with torch.no_grad():
-        plain = base(**processor(ITEMS)).embeddings
-        adapted = PeftModel.from_pretrained(base, str(lora_run / ADAPTER)).eval()(**processor(ITEMS)).embeddings
-        merged = merge_adapter(load_model(arguments)[0], lora_run / ADAPTER).eval()(**processor(ITEMS)).embeddings
-        published = GVEModel.from_pretrained(lora_run).eval()(**processor(ITEMS)).embeddings
+        plain = base(**inputs).embeddings
+        adapted = PeftModel.from_pretrained(base, str(lora_run), subfolder=ADAPTER).eval()(**inputs).embeddings
+        merged = merge_adapter(load_model(arguments)[0], lora_run / ADAPTER).eval()(**inputs).embeddings
+        published = GVEModel.from_pretrained(lora_run).eval()(**inputs).embeddings
     assert (adapted - plain).abs().max() > 1e-4  # it has learnt
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
     torch.testing.assert_close(published, merged, atol=0, rtol=0)
-    assert (lora_run / ADAPTER / "README.md").is_file()
+    assert f'"{lora_run}", subfolder="adapter")' in (lora_run / ADAPTER / "README.md").read_text()
     assert (lora_run / "curriculum.png").stat().st_size > 1000
     assert all(step["grad_norm"] > 0 for step in steps_of(lora_run))
 

@@ -1,0 +1,125 @@
+"""What an epoch starts with: tasks are probed, their probabilities fixed, and negatives mined if asked."""
+
+import hashlib
+import json
+from functools import partial
+
+import numpy as np
+import torch
+
+from training.curriculum import Curriculum
+from training.embedding import embed_sides, inner
+from training.mine import MiningRules, give_mined, mine_streams
+from training.weights import weights_digest
+
+
+PROBE_BATCH = 128
+
+
+def make_curriculum(run):
+    """The run's [`Curriculum`], at its beginning."""
+    training, streams = run.training, run.streams
+    return Curriculum(
+        list(streams),
+        training.epochs,
+        training.steps_per_epoch,
+        training.schedule,
+        training.sigma_min,
+        training.sigma_max,
+        training.seed,
+        sizes={task: len(stream) for task, stream in streams.items()},
+        sampling_alpha=training.sampling_alpha,
+        upsampling=run.data.task_upsampling,
+    )
+
+
+def start_epoch(run, encoder, curriculum, epoch):
+    """Probe the tasks, fix the epoch's probabilities and mine negatives if asked: [`EpochPlan`]."""
+    prober = run.prober if epoch == 0 else None
+    plan = curriculum.start_epoch(epoch, probe(run, encoder, prober))
+    if run.corpus is not None and (epoch == 0 or run.training.mine_every_epoch):
+        if prober is not None and not all(map(prober.reads, run.corpus.sides)):
+            raise ValueError(f"prober {run.starts_from.prober!r} cannot read all of the corpus: choose one that can")
+        model = inner(run, encoder)
+        model.eval()
+        digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)
+        if epoch > 0:  # trained weights are a function of the settings
+            digest = hashlib.sha256(json.dumps([run.settings, epoch]).encode()).hexdigest()[:12]
+        embed = partial(embed_sides, run, model, prober=prober)
+        mine_streams(run.streams, run.corpus, embed, digest, mining_rules(run.training), run.accelerator, run.sharded)
+        model.train()
+    return plan
+
+
+def mining_rules(training):
+    """The settings of hard-negative mining."""
+    return MiningRules(
+        training.mine_top_k, training.mine_margin, training.mine_relative_margin, training.mask_identical
+    )
+
+
+def probe(run, encoder, prober=None):
+    """R_k of every task: the mean cosine of N_p of its positive pairs, the same pairs at every call.
+
+    # Not in the paper: a task that the prober cannot read (video, for one of texts) gets the mean of the others.
+
+    Args:
+        run ([`Run`]): tasks, settings, ranks.
+        encoder ([`Encoder`]): the current weights, used where `prober` is None.
+        prober (*optional*): an embedder as in [`Run`].
+
+    Returns:
+        `dict[str, float]`: the same on every rank.
+
+    Raises:
+        ValueError: the prober reads no task at all.
+    """
+    accelerator = run.accelerator
+    encoder = inner(run, encoder)
+    encoder.eval()  # DeepSpeed's returns nothing
+    relevance = {}
+    for task, stream in run.streams.items():
+        pairs, store = stream.probe_pairs(run.training.probe_pairs, run.training.seed)
+        if prober is not None:
+            pairs = [pair for pair in pairs if prober.reads(pair.query) and prober.reads(pair.target)]
+        mine = pairs[accelerator.process_index :: accelerator.num_processes]
+        count = len(mine)
+        if run.sharded:  # as many on every rank; what fills up is not counted
+            mine = mine + pairs[:1] * (-(-len(pairs) // accelerator.num_processes) - count)
+        total = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(mine), PROBE_BATCH):
+            part = mine[start : start + PROBE_BATCH]
+            sides = [(pair.query, pair.instruction) for pair in part] + [(pair.target, None) for pair in part]
+            queries, targets = embed_sides(run, encoder, sides, store, prober).double().chunk(2)
+            counted = (queries * targets)[: max(count - start, 0)]
+            total += torch.tensor([counted.sum().item(), len(counted)])
+        total = accelerator.reduce(total.to(accelerator.device), reduction="sum")
+        relevance[task] = (total[0] / total[1]).item() if total[1] else None
+    known = [score for score in relevance.values() if score is not None]
+    if not known:
+        raise ValueError(f"prober {run.starts_from.prober!r} reads no task; it needs their modalities")
+    encoder.train()
+    return {task: float(np.mean(known)) if score is None else score for task, score in relevance.items()}
+
+
+def mined_places(run):
+    """Mined negatives of each task as places in the corpus, for a checkpoint; of streamed tasks the name on disk."""
+    if run.corpus is None:
+        return {}
+    if run.data.streaming:
+        return {task: stream.mined.name for task, stream in run.streams.items()}
+    places = {side: place for place, side in enumerate(run.corpus.sides)}
+    return {
+        task: {row: [places[side] for side in sides] for row, sides in stream.mined.items()}
+        for task, stream in run.streams.items()
+    }
+
+
+def remember_mined(run, mined):
+    """Give the streams what `mined_places` says."""
+    for task, rows in mined.items():
+        if run.data.streaming:
+            give_mined(run.streams[task], run.corpus, rows)
+        else:
+            sides = {int(row): [run.corpus.sides[place] for place in rows[row]] for row in rows}
+            run.streams[task].mined = sides

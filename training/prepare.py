@@ -1,0 +1,229 @@
+"""What a training run is made of, and everything that can be wrong with it before the first step."""
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, set_seed
+from huggingface_hub import HfApi
+
+from hub_cards.publish import check_access
+from training.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    computed_settings,
+    parse_arguments,
+    rank_zero,
+)
+from training.checkpoint import check_settings, checkpoints, forget_run
+from training.collate import PairCollator
+from training.mine import read_corpus
+from training.pairs import FrameStore, PairStream, available_cores, read_pairs, remove_unfinished, task_names
+from training.passes import SHARDED
+from training.plan import print_plan
+from training.probers import load_prober
+from training.streaming import StreamedPairs
+from training.weights import load_model, make_trainable, weights_digest
+
+
+@dataclass
+class Run:
+    """The parts of a training run.
+
+    Attributes:
+        accelerator (`Accelerator`): devices and ranks.
+        model (`torch.nn.Module`), processor (`GVEProcessor`): what is trained, and its inputs.
+        prober ([`ModelProber`] or [`SentenceTransformerProber`], *optional*): scores the tasks before the first epoch;
+            None: the model itself.
+        collator ([`PairCollator`]): from pairs to inputs.
+        streams (`dict[str, PairStream]`): batches of each task.
+        corpus ([`Corpus`], *optional*): what hard negatives are mined from.
+        skipped (list of [`Skipped`]): pairs and negatives that could not be read.
+        starts_from ([`ModelArguments`]), data ([`DataArguments`]), training ([`TrainingArguments`]): settings.
+        settings (`dict`): all that decides the weights; a checkpoint must agree with it.
+    """
+
+    accelerator: Accelerator
+    model: Any
+    processor: Any
+    prober: Any
+    collator: PairCollator
+    streams: dict
+    corpus: Any
+    skipped: list
+    starts_from: ModelArguments
+    data: DataArguments
+    training: TrainingArguments
+    settings: dict
+
+    @property
+    def sharded(self):
+        """Whether ranks must make their passes together."""
+        return self.accelerator.distributed_type in SHARDED
+
+
+def prepare(words=None):
+    """Everything that can be wrong with settings, data or model, before the first step.
+
+    Args:
+        words (`list[str]`, *optional*): the command line; default: `sys.argv[1:]`.
+
+    Returns:
+        [`Run`]
+
+    Raises:
+        ValueError: one line for the user.
+    """
+    starts_from, data, training = parse_arguments(words)
+    if training.plan:
+        if rank_zero():
+            print_plan(starts_from, data, training)
+        sys.exit(0)
+    if training.push_to_hub and rank_zero():
+        check_access(HfApi(), training.hub_model_id.rpartition("/")[0])
+    accelerator = start_accelerator(training)
+    set_seed(training.seed)
+    if accelerator.device.type == "cpu":
+        fix_cpu_arithmetic(training.cpu_threads or max(1, available_cores() // accelerator.num_processes))
+    if accelerator.is_main_process:
+        if training.overwrite:
+            forget_run(training.run_dir)
+        remove_unfinished(training.run_dir)
+    accelerator.wait_for_everyone()
+
+    model, processor = load_model(starts_from)
+    starting_weights = weights_digest(model)
+    longest = max(training.matryoshka_dims, default=0)
+    if longest >= model.config.embedding_dim:
+        raise ValueError(f"matryoshka_dims must be below the embedding's {model.config.embedding_dim}, got {longest}")
+    model = make_trainable(model, starts_from)
+    prober, corpus = None, None
+    if starts_from.prober and not checkpoints(training.run_dir):
+        prober = load_prober(starts_from.prober, accelerator.device)
+    with accelerator.main_process_first():
+        store = FrameStore(Path(training.run_dir) / "cache", processor)
+        streams, skipped = load_streams(accelerator, data, training, store, processor)
+        if training.negative_corpus is not None:
+            corpus = read_corpus(training.negative_corpus, data.split, store, progress=accelerator.is_main_process)
+    if training.steps_per_epoch is None:
+        training.steps_per_epoch = steps_of_a_pass(streams, accelerator.num_processes, data.task_upsampling)
+    settings = computed_settings(starts_from, data, training) | {
+        "world_size": accelerator.num_processes,
+        "starting_weights": starting_weights,
+        "pairs_content": pairs_digest(streams),
+    }
+    if corpus is not None:
+        settings["corpus_content"] = corpus.digest()
+    for path in checkpoints(training.run_dir)[-1:]:
+        check_settings(path, settings)
+    return Run(
+        accelerator=accelerator,
+        model=model,
+        processor=processor,
+        prober=prober,
+        collator=PairCollator(processor, store),
+        streams=streams,
+        corpus=corpus,
+        skipped=skipped,
+        starts_from=starts_from,
+        data=data,
+        training=training,
+        settings=settings,
+    )
+
+
+def load_streams(accelerator, data, training, store, processor):
+    """A stream of batches for each task, and what had to be skipped. Media are decoded by the main process only."""
+    known = task_names(data.pairs)
+    unknown = [task for task in data.tasks if task not in known]
+    if unknown:
+        raise ValueError(f"tasks names {', '.join(unknown)}, but {data.pairs} has {', '.join(sorted(known))}")
+    streams, skipped = {}, []
+    for task in data.tasks:
+        shape = {
+            "batch_size": data.batch_size_of(task),
+            "hard_negatives": data.hard_negatives_of(task),
+            "seed": training.seed,
+            "distinct": data.distinct_in_batch,
+            "rank": accelerator.process_index,
+            "world_size": accelerator.num_processes,
+        }
+        if data.streaming:
+            streams[task] = StreamedPairs(
+                data.pairs,
+                task,
+                data.split,
+                root=Path(training.run_dir) / "cache/windows",
+                processor=processor,
+                window_pairs=data.window_pairs,
+                max_pairs=data.max_pairs_of(task),
+                **shape,
+            )
+        else:
+            pairs, broken = read_pairs(
+                data.pairs, task, data.split, store, data.max_pairs_of(task), progress=accelerator.is_main_process
+            )
+            skipped += broken
+            streams[task] = PairStream(task, pairs, store=store, **shape)
+        streams[task].draw(0) if data.streaming else streams[task].batch(0)  # raises now, not in the middle of the run
+    store.seal()
+    return streams, skipped
+
+
+def start_accelerator(training):
+    """The ranks and trackers.
+
+    Raises:
+        ValueError: a tracker is not installed.
+    """
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    missing = [name for name in training.report_to if name not in available]
+    if missing:
+        raise ValueError(f"report_to names {', '.join(missing)}, which is not installed: pip install {missing[0]}")
+    # A text step does not touch the vision tower: its parameters are unused then.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
+        # Accelerate knows no backend for DeepSpeed on CPUs, and would see one rank.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    accelerator = Accelerator(
+        kwargs_handlers=handlers,
+        log_with=training.report_to or None,
+        project_dir=training.run_dir,
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # Batches are made here, task by task, so DeepSpeed cannot read their size off a loader.
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": training.max_grad_norm}
+    return accelerator
+
+
+def steps_of_a_pass(streams, world_size, upsampling=None):
+    """Steps that see about as many queries as there are pairs, up-sampled ones as often as asked."""
+    factors = upsampling or {}
+    queries_a_step = np.mean([stream.batch_size for stream in streams.values()]) * world_size
+    pairs = sum(len(stream) * factors.get(task, 1) for task, stream in streams.items())
+    return max(1, round(pairs / queries_a_step))
+
+
+def pairs_digest(streams):
+    """Twelve digits that tell the content of all tasks' pairs apart."""
+    digest = hashlib.sha256()
+    for task, stream in streams.items():
+        digest.update(task.encode())
+        digest.update(stream.digest())
+    return digest.hexdigest()[:12]
+
+
+def fix_cpu_arithmetic(threads):
+    """Use so many threads, and sum in a fixed order, so that a resumed run equals an uninterrupted one bit by bit."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
