@@ -217,6 +217,64 @@ class Relation(PipelineStep):
             yield document
 
 
+def write_pairs(recipe, work, task, pairs, number):
+    """`number` of a format's pairs, taken at random, as `paired/<format>-<split>-<shard>.jsonl`."""
+    taken = sorted(pairs, key=lambda pair: lot(recipe.seed, "take", pair["pair_id"]))[:number]
+    size = recipe.output.rows_per_shard
+    for split in ("train", "validation"):
+        rows = [pair for pair in taken if pair["split"] == split]
+        shards = math.ceil(len(rows) / size)
+        for shard in range(shards):
+            name = f"{task}-{split}-{shard:05d}-of-{shards:05d}.jsonl"
+            with WholeWriter(work / "paired", name) as writer:
+                for row in rows[shard * size : (shard + 1) * size]:
+                    writer.write(Document(text=row["pair_id"], id=row["pair_id"], metadata={"row": row}))
+
+
+def pair_row(task, document, k, query, target, **facts):
+    """The `k`-th pair of a format that a video serves; what raw videos do not tell of themselves is None."""
+    about = document.metadata
+    return {
+        "pair_id": f"{task}/{document.id}/{k}",
+        "split": about["split"],
+        "query": query,
+        "target": target,
+        "negatives": [],
+        "instruction": INSTRUCTIONS.get(task),
+        "task": task,
+        "source_id": document.id,
+        "target_id": document.id,
+        "span": [0.0, about["seconds"]] if "seconds" in about else None,
+        "caption_style": None,
+        "prompt_hash": None,
+        "captioner": None,
+        "scores": {"similarity": about.get("similarity"), "motion": about.get("motion"), "relation": None},
+        **facts,
+    }
+
+
+class FoundPairs(PipelineStep):
+    """Text-to-video pairs as they were found, raw or filtered: the video's own caption and the video, no negative."""
+
+    type, name = "👥", "found pairs"
+
+    def __init__(self, recipe, work):
+        super().__init__()
+        self.recipe, self.work = recipe, Path(work)
+
+    def run(self, data, rank=0, world_size=1):
+        pairs = [self._pair(document) for document in data if document.text.strip()]
+        number = scaled_budgets(self.recipe, {"t2v": len(pairs)})["t2v"]
+        self.stat_update("t2v", value=number, unit="task")
+        write_pairs(self.recipe, self.work, "t2v", pairs, number)
+        yield from ()
+
+    def _pair(self, document):
+        document.metadata["split"] = split_of(self.recipe, document.metadata["group"])
+        sides = {"text": document.text}, {"video": document.metadata["file"]}
+        return pair_row("t2v", document, 0, *sides, instruction=INSTRUCTIONS["coarse"])
+
+
 class Pairing(PipelineStep):
     """Makes the pairs of all formats, in the budgets' proportions, and writes them by format, split and shard.
 
@@ -240,22 +298,10 @@ class Pairing(PipelineStep):
         budgets = scaled_budgets(self.recipe, {task: len(found) for task, found in pairs.items()})
         for task, number in budgets.items():
             self.stat_update(task, value=number, unit="task")
-            order = sorted(pairs[task], key=lambda pair: lot(self.recipe.seed, "take", pair["pair_id"]))
-            self._write(task, order[:number])
+            write_pairs(self.recipe, self.work, task, pairs[task], number)
         summary = {"pairs": budgets, "videos": len(documents)}
         write_whole(self.work / "paired" / "summary.json", json.dumps(summary, sort_keys=True))
         yield from ()
-
-    def _write(self, task, pairs):
-        size = self.recipe.output.rows_per_shard
-        for split in ("train", "validation"):
-            rows = [pair for pair in pairs if pair["split"] == split]
-            shards = math.ceil(len(rows) / size)
-            for number in range(shards):
-                name = f"{task}-{split}-{number:05d}-of-{shards:05d}.jsonl"
-                with WholeWriter(self.work / "paired", name) as writer:
-                    for row in rows[number * size : (number + 1) * size]:
-                        writer.write(Document(text=row["pair_id"], id=row["pair_id"], metadata={"row": row}))
 
     def _pairs(self, documents, task):
         make, kept = getattr(self, f"_{task}"), []
@@ -280,26 +326,6 @@ class Pairing(PipelineStep):
         facts = {"part": document.metadata["part"], "filter_reason": reason, "task": task}
         self.exclusion_writer.write(Document(text=detail, id=f"{document.id}#{task}", metadata=facts))
 
-    def _row(self, task, document, k, query, target, **facts):
-        about = document.metadata
-        return {
-            "pair_id": f"{task}/{document.id}/{k}",
-            "split": about["split"],
-            "query": query,
-            "target": target,
-            "negatives": [],
-            "instruction": INSTRUCTIONS[task] if task in INSTRUCTIONS else None,
-            "task": task,
-            "source_id": document.id,
-            "target_id": document.id,
-            "span": [0.0, about["seconds"]],
-            "caption_style": None,
-            "prompt_hash": None,
-            "captioner": None,
-            "scores": {"similarity": about.get("similarity"), "motion": about["motion"], "relation": None},
-            **facts,
-        }
-
     def _asked(self, answer):
         return {"prompt_hash": answer["prompt"], "captioner": self.recipe.captioner.model}
 
@@ -319,7 +345,7 @@ class Pairing(PipelineStep):
             if negatives is None:
                 self._drop(document, "t2v", "pair_without_negative", text)
                 continue
-            row = self._row("t2v", document, k, {"text": text}, {"video": document.metadata["file"]})
+            row = pair_row("t2v", document, k, {"text": text}, {"video": document.metadata["file"]})
             row.update(caption_style=style, instruction=T2V_INSTRUCTIONS[style], negatives=negatives)
             yield {**row, **self._asked(said)}
 
@@ -345,7 +371,7 @@ class Pairing(PipelineStep):
         for k, (first, second) in enumerate(combinations[: document.metadata["serves"]["t2t"]]):
             short, long = sorted((said["answer"][first], said["answer"][second]), key=len)
             styles = sorted((VIDEO_STYLE_NAMES[first], VIDEO_STYLE_NAMES[second]))
-            row = self._row("t2t", document, k, {"text": short}, {"text": long}, caption_style="+".join(styles))
+            row = pair_row("t2t", document, k, {"text": short}, {"text": long}, caption_style="+".join(styles))
             yield {**row, **self._asked(said)}
 
     def _t2i(self, document):
@@ -354,7 +380,7 @@ class Pairing(PipelineStep):
                 rng = generator("new text", self.recipe.seed, document.metadata["content"], said["still"])
                 key = str(rng.integers(1, 6))
                 frame = document.metadata["frames"][said["still"]]
-                row = self._row(
+                row = pair_row(
                     "t2i", document, said["still"], {"text": said["answer"][key]}, {"image": frame["file"]}
                 )
                 row.update(span=[frame["time"], frame["time"]], caption_style=FRAME_STYLE_NAMES[key])
@@ -364,12 +390,12 @@ class Pairing(PipelineStep):
         for k, frame in enumerate(document.metadata["frames"][: document.metadata["serves"]["i2v"]]):
             target = {"video": document.metadata["file"]}
             span = [frame["time"], frame["time"]]
-            yield self._row("i2v", document, k, {"image": frame["file"]}, target, span=span)
+            yield pair_row("i2v", document, k, {"image": frame["file"]}, target, span=span)
 
     def _v2v(self, document):
         for k, clip in enumerate(document.metadata["clips"][: document.metadata["serves"]["v2v"]]):
             target = {"video": document.metadata["file"]}
-            yield self._row("v2v", document, k, {"video": clip["file"]}, target, span=list(clip["span"]))
+            yield pair_row("v2v", document, k, {"video": clip["file"]}, target, span=list(clip["span"]))
 
     def _ti2v(self, document):
         frame = document.metadata["frames"][0]
@@ -398,7 +424,7 @@ class Pairing(PipelineStep):
         if scores[row] > 0 and ahead < self.recipe.composition.text_alone_rank:
             self._drop(document, task, "text_alone_suffices", text)
             return
-        made = self._row(task, document, 0, {"text": text, **reference}, {"video": target.metadata["file"]}, span=span)
+        made = pair_row(task, document, 0, {"text": text, **reference}, {"video": target.metadata["file"]}, span=span)
         made.update(target_id=target.id, negatives=[{"video": document.metadata["file"]}])
         made["scores"] = {**made["scores"], "relation": relation["similarity"]}
         yield {**made, **self._asked(said)}

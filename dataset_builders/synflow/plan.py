@@ -81,8 +81,10 @@ def forecast(recipe, tasks=1, sample=24):
         sample (`int`): videos that are looked at.
 
     Raises:
-        RecipeError: a streamed source has no limit, or nothing of the sample is kept.
+        RecipeError: a streamed source has no limit, nothing of the sample is kept, or the pairs are not synthesised.
     """
+    if recipe.pairs != "synthesised":
+        raise RecipeError(f"a plan is of the whole flow, and pairs: {recipe.pairs} leaves out most of it")
     counts = count_videos(recipe)
     if None in counts.values():
         endless = [source for source, number in counts.items() if number is None]
