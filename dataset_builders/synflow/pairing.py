@@ -380,9 +380,7 @@ class Pairing(PipelineStep):
                 rng = generator("new text", self.recipe.seed, document.metadata["content"], said["still"])
                 key = str(rng.integers(1, 6))
                 frame = document.metadata["frames"][said["still"]]
-                row = pair_row(
-                    "t2i", document, said["still"], {"text": said["answer"][key]}, {"image": frame["file"]}
-                )
+                row = pair_row("t2i", document, said["still"], {"text": said["answer"][key]}, {"image": frame["file"]})
                 row.update(span=[frame["time"], frame["time"]], caption_style=FRAME_STYLE_NAMES[key])
                 yield {**row, **self._asked(said)}
 
