@@ -131,7 +131,7 @@ class Card(PipelineStep):
             if not paths or task in ("t2t", "t2i"):
                 continue
             with open(paths[0], encoding="utf-8") as lines:
-                pair = json.loads(next(lines))["metadata"]["row"]
+                pair = json.loads(next(lines))
             name = f"assets/{task}.jpg"
             write_whole(self.output / name, _strip(pair["target"]["video"]))
             samples.append({"task": task, "text": pair["query"].get("text"), "picture": name})

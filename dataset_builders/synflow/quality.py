@@ -259,7 +259,7 @@ class Cutter(PipelineStep):
                         facts["frames"].append({"time": times[k], "file": str(path)})
                 spans = clip_spans(facts["shots"], facts["seconds"], facts["cuts"], settings.min_shot_seconds)
                 facts["clips"] = []
-                for k, (start, end) in enumerate(spans[: facts["cuts"]]):
+                for k, (start, end) in enumerate(spans):
                     path = base.with_name(f"{base.name}-{k}.mp4")
                     write_whole(path, cut_clip(facts["file"], start, end))
                     facts["clips"].append({"span": (start, end), "file": str(path)})

@@ -235,6 +235,7 @@ class Recipe(Settings):
     quality: Quality = Quality()
     captioner: Captioner | None = None
     profiles: dict[Literal["spatial", "temporal", "other"], Share] = PAPER_PROFILES
+    caption_rounds: int = Field(1, ge=1, le=16, description="times five captions a video, each under its own profile")
     budgets: dict[Literal[FORMATS], int] = PAPER_BUDGETS
     # Not in the paper: where there are too few videos, all budgets shrink by one factor, so that proportions stay.
     shrink: bool = True
