@@ -1,7 +1,7 @@
 """The UVRD builder: Parquet shards that `load_dataset` reads, one config a format, provenance on every row.
 
 `media: embedded` puts each picture and video into the rows that use it. `media: referenced` keeps each once, in the
-config `media`, and rows name it by path: [`MediaIndex`] puts the bytes back.
+config `media`, and rows name it by path: `referenced_media.MediaIndex` puts the bytes back.
 """
 
 import os
@@ -143,34 +143,6 @@ def write_parquet(stem, rows, columns, rows_a_group=ROWS_A_GROUP["embedded"]):
         return path
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class MediaIndex:
-    """Media of a dataset with `media: referenced`: fills the rows of its configs.
-
-    Args:
-        repo (`str`): folder or Hub name.
-    """
-
-    def __init__(self, repo):
-        self._table = datasets.load_dataset(repo, "media", split="train")
-        self._places = {path: number for number, path in enumerate(self._table["path"])}
-
-    def __getitem__(self, path):
-        if path not in self._places:
-            raise ValueError(f"{path}: no such medium in this dataset's config `media`")
-        return self._table[self._places[path]]["data"]
-
-    def fill(self, row):
-        """The row with the bytes of its pictures and videos."""
-        row = {
-            name: self._filled(value) if name.endswith(("_image", "_video")) else value for name, value in row.items()
-        }
-        row["negatives"] = [{n: v if n == "text" else self._filled(v) for n, v in s.items()} for s in row["negatives"]]
-        return row
-
-    def _filled(self, medium):
-        return medium and {"bytes": self[medium["path"]], "path": medium["path"]}
 
 
 def read_rows(output, columns=None):

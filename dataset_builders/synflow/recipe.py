@@ -118,8 +118,9 @@ class Duplicates(Settings):
 class Similarity(Settings):
     """Cross-modal filter: cosine of caption and video under an embedder.
 
-    `model` is a folder or Hub id of a GVE or sentence-transformers model, or "graph" for rendered videos. The paper
-    gives no threshold: set one, or drop the lowest share of all scored pairs with `percentile`.
+    `model` is a folder or Hub id of a GVE or sentence-transformers model (its own code is run), as
+    `evaluate_metrics.encoders.open_encoder` names it, or "graph" for rendered videos. The paper gives no threshold:
+    set one, or drop the lowest share of all scored pairs with `percentile`.
     """
 
     model: str
