@@ -234,7 +234,7 @@ def is_complete(recipe, output):
     return marker.exists() and f'"{recipe.fingerprint}"' in marker.read_text()
 
 
-def run(recipe, root="build/synflow", output=None, store=None, executor="local", tasks=1):
+def run(recipe, root="build/synflow", output=None, store=None, executor="local", tasks=1, clock=None):
     """Run a recipe, or go on with it where it stopped.
 
     Args:
@@ -244,6 +244,7 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
         store (`str`, *optional*): folder of paid answers, shared by all runs, default `<root>/answers`.
         executor (`str`): "local", "slurm" or "ray".
         tasks (`int`): parts that run at once.
+        clock (`dict`, *optional*): gets the wall seconds of each stage.
 
     Returns:
         `Path`: the dataset's folder.
@@ -264,8 +265,10 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
         ray.init(ignore_reinit_error=True)
     before = None
     for stage in stages(recipe, work, output, store, tasks):
-        running = make_executor(executor, stage, recipe, work, parts, tasks, before)
+        running, started = make_executor(executor, stage, recipe, work, parts, tasks, before), time.perf_counter()
         running.run()
+        if clock is not None:
+            clock[stage.name] = time.perf_counter() - started
         if executor == "slurm":
             before = running
         elif left := running.get_incomplete_ranks(skip_completed=True):

@@ -56,7 +56,7 @@ def split_of(recipe, group):
 
 
 def scaled_budgets(recipe, supply):
-    """The budgets, all shrunk by one factor where a format's supply is too small.
+    """The budgets, all shrunk by one factor where a format's supply is too small, but to one pair at least.
 
     Args:
         recipe (`Recipe`): budgets, and whether they may shrink.
@@ -75,7 +75,7 @@ def scaled_budgets(recipe, supply):
     if not all(short.values()):
         raise BudgetError(f"a format has no pairs at all ({counts}); add videos or set its budget to 0")
     factor = min(number / wanted[task] for task, number in short.items())
-    return {task: min(supply[task], round(number * factor)) for task, number in wanted.items()}
+    return {task: max(1, min(supply[task], round(number * factor))) for task, number in wanted.items()}
 
 
 class Allotment(PipelineStep):

@@ -18,6 +18,7 @@ from stand_in_captioner import Captioner
 from dataset_builders.referenced_media import MediaIndex
 from dataset_builders.synflow import pairing
 from dataset_builders.synflow.__main__ import main
+from dataset_builders.synflow.benchmark import main as benchmark
 from dataset_builders.synflow.card import configs
 from dataset_builders.synflow.documents import count_dropped
 from dataset_builders.synflow.engine import make_executor, run, stages, work_folder
@@ -177,7 +178,7 @@ def test_turns_of_captions_stills_and_relations_give_more_pairs_of_a_video(flow,
     most = {"t2v": 10, "t2i": 3, "i2v": 3, "ti2v": 3, "tv2v": 2, "v2v": 2}
     cutting = {"frames_per_video": 3, "clips_per_video": 2}
     changes = {"caption_rounds": 2, "pairs_per_video": most, "quality": {"cutting": cutting}, "reserve": 0.0}
-    budgets = {"t2v": 40, "t2i": 12, "i2v": 12, "ti2v": 8, "tv2v": 5, "v2v": 8}
+    budgets = {"t2v": 60, "t2i": 18, "i2v": 18, "ti2v": 18, "tv2v": 12, "v2v": 12}
     settings = {**recipe.model_dump(), **changes, "budgets": budgets}
     source = {**recipe.sources[0].model_dump(), "videos": 6, "faults": 0.0}
     output = run(Recipe(**{**settings, "sources": [source], "composition": FEW["composition"]}), **places(tmp_path))
@@ -388,11 +389,24 @@ def test_the_plan_counts_without_running(tmp_path, capsys):
     plan = forecast(recipe, sample=4)
     assert plan.videos == 12 and plan.kept == 12 and plan.requests["video_captions"] == 12
     assert plan.pairs == SMALL and plan.input_tokens > 12 * 8 * 256
-    assert plan.output_gigabytes > 0 and plan.seconds["inspect"] > 0
+    assert plan.output_gigabytes > 0 and all(seconds > 0 for seconds in plan.seconds.values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert main([str(tmp_path / "recipe.yaml"), "--plan", "--sample", "2", "--root", str(tmp_path / "runs")]) == 0
     assert "videos    12" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_benchmark_says_how_fast_and_how_far_off(tmp_path, capsys):
+    assert benchmark(["--videos", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "videos a second without captioner, 1 tasks" in said and "%  inspect: video" in said
+    assert "caption" not in said.partition("\n")[2]
+    settings = recipe_of(8, **FEW).model_dump(mode="json")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert benchmark(["--recipe", str(tmp_path / "recipe.yaml"), "--sample", "4"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{stage} " in said for stage in ("inspect", "cut", "pair", "publish", "all"))
+    assert "the forecast is off by" in said
 
 
 def test_budgets_shrink_together_or_say_what_is_missing():
