@@ -155,13 +155,14 @@ class Neighbours:
         vectors = vectorizer.fit_transform(texts)
         for row, document in enumerate(members):
             self.place[document.id] = (len(self.pools), row)
-        self.pools.append((members, vectorizer, vectors))
+        # Transposed, a text costs what its own words cost, not what all words of the pool do.
+        self.pools.append((members, vectorizer, vectors, vectors.T.tocsr()))
 
     def near(self, document, settings):
         """`[(similarity, Document)]` of other sources' videos, the nearest first."""
         pool, row = self.place[document.id]
-        members, _, vectors = self.pools[pool]
-        scores = (vectors @ vectors[row].T).toarray().ravel()
+        members, _, vectors, by_word = self.pools[pool]
+        scores = (vectors[row] @ by_word).toarray().ravel()
         found = []
         for other in np.argsort(-scores, kind="stable")[: 8 * NEIGHBOURS].tolist():
             score = float(scores[other])
@@ -174,13 +175,13 @@ class Neighbours:
     def text_scores(self, text, document):
         """Cosines of a text with the captions of all members of the document's pool, and the document's row."""
         pool, row = self.place[document.id]
-        _, vectorizer, vectors = self.pools[pool]
-        return (vectors @ vectorizer.transform([text]).T).toarray().ravel(), row
+        _, vectorizer, _, by_word = self.pools[pool]
+        return (vectorizer.transform([text]) @ by_word).toarray().ravel(), row
 
     def member_scores(self, texts, document, ids):
         """Cosines of N texts with the document's own captions and with those of `ids` in the same pool: N lists."""
         pool, row = self.place[document.id]
-        _, vectorizer, vectors = self.pools[pool]
+        _, vectorizer, vectors, _ = self.pools[pool]
         rows = [row, *(self.place[other][1] for other in ids)]
         return (vectorizer.transform(texts) @ vectors[rows].T).toarray().tolist()
 
