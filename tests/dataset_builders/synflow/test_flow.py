@@ -168,6 +168,8 @@ def test_the_same_archive_gives_raw_and_filtered_pairs(flow, tmp_path, level, go
     assert (level == "raw") == any(video.fault for video in videos)
     said = {video.text if level == "raw" else rectify(video.text) for video in videos}
     assert {row["query_text"] for row in rows} == said
+    with pytest.raises(RecipeError, match=f"pairs: {level} leaves out"):
+        forecast(Recipe(**{**recipe.model_dump(), **changes}))
     card = (output / "README.md").read_text()
     assert "as they were found" in card and ("| video_static |" in card) == (level == "filtered")
 
@@ -413,6 +415,7 @@ def test_budgets_shrink_together_or_say_what_is_missing():
     recipe = recipe_of(4, budgets={"t2v": 800, "t2t": 100})
     assert pairing.scaled_budgets(recipe, {"t2v": 80, "t2t": 50}) == {"t2v": 80, "t2t": 10}
     assert pairing.scaled_budgets(recipe, {"t2v": 900, "t2t": 100}) == {"t2v": 800, "t2t": 100}
+    assert pairing.scaled_budgets(recipe, {"t2v": 3, "t2t": 9}) == {"t2v": 3, "t2t": 1}
     with pytest.raises(pairing.BudgetError, match="no pairs at all"):
         pairing.scaled_budgets(recipe, {"t2v": 80})
     strict = recipe_of(4, budgets={"t2v": 800}, shrink=False)
