@@ -77,9 +77,17 @@ class GVETransformer(InputModule):
 
     def preprocess(self, inputs, prompt=None, **kwargs):
         """Features of a list of items; `prompt` is the instruction of those that bring none."""
-        return dict(self.processor(list(inputs), instruction=prompt or None))
+        return dict(self.processor([_with_clock(item) for item in inputs], instruction=prompt or None))
 
     def forward(self, features, **kwargs):
         """Adds `sentence_embedding`: float32 of shape `(B, D)`, L2-normalised."""
         inputs = {name: features[name] for name in self.processor.model_input_names if name in features}
         return {**features, "sentence_embedding": self.model(**inputs).embeddings}
+
+
+def _with_clock(item):
+    """The item with frames and their rate, where its video is sentence-transformers' `{"array", "video_metadata"}`."""
+    video = item.get("video") if isinstance(item, dict) else None
+    if not isinstance(video, dict) or "array" not in video:
+        return item
+    return {**item, "video": video["array"], "fps": video["video_metadata"]["fps"]}

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dataset_builders.referenced_media import fill_media
 from modeling_gve.video_gve import VideoFrames, decode_video, load_image
 from training.curriculum import probe_sample
 
@@ -225,7 +226,7 @@ def read_pairs(repo, task, split, store, max_pairs=None, progress=False):
     with tqdm(desc=f"reading {task}", unit="pair", disable=not progress, leave=False) as bar:
         # Arrow format leaves media undecoded: structs of bytes and path.
         for table in rows.with_format("arrow").iter(ROWS_AT_ONCE):
-            chunk = table.to_pylist()
+            chunk = fill_media(repo, table.to_pylist())
             read_chunk(task, bar.n, chunk, store, pairs, skipped)
             bar.update(len(chunk))
     if not pairs:

@@ -18,6 +18,7 @@ import numpy as np
 from filelock import FileLock
 from pyarrow import parquet
 
+from dataset_builders.referenced_media import fill_media
 from training.curriculum import probe_sample
 from training.pairs import (
     COLUMNS,
@@ -69,7 +70,7 @@ class StreamedPairs:
         world_size=1,
     ):
         self.task, self.batch_size, self.hard_negatives = task, batch_size, hard_negatives
-        self._root, self._processor = Path(root), processor
+        self._repo, self._root, self._processor = repo, Path(root), processor
         self._seed, self._distinct, self._rank, self._total = seed, distinct, rank, batch_size * world_size
         self._window_pairs = window_pairs
         self._groups = row_groups(repo, task, split, max_pairs)
@@ -186,7 +187,7 @@ class StreamedPairs:
             with fsspec.open(path, "rb") as file:
                 table = parquet.ParquetFile(file).read_row_group(group, columns=list(COLUMNS)).slice(0, rows)
             for start in range(0, rows, ROWS_AT_ONCE):
-                chunk = table.slice(start, ROWS_AT_ONCE).to_pylist()
+                chunk = fill_media(self._repo, table.slice(start, ROWS_AT_ONCE).to_pylist())
                 read_chunk(self.task, first + start, chunk, store, pairs, skipped)
         store.seal()
         (temporary / "pairs.json").write_text(json.dumps(pairs))

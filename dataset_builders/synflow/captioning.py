@@ -8,9 +8,11 @@ import asyncio
 import base64
 import contextlib
 import fcntl
+import math
 import os
 import random
 import time
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -21,13 +23,15 @@ from datatrove.pipeline.inference.servers import InferenceServer
 from datatrove.pipeline.inference.types import InferenceError
 
 from dataset_builders.synflow import graph
-from dataset_builders.synflow.answers import AnswerError, json_schema, read_answer
+from dataset_builders.synflow.answers import VIDEO_STYLES, AnswerError, json_schema, read_answer
 from dataset_builders.synflow.footage import encode_jpeg, read_frames
 from dataset_builders.synflow.prompts import draw_profile, prompt_hash, write_prompt, write_repair
 from dataset_builders.synflow.sources import film_of
 from dataset_builders.synflow.store import AnswerStore
 
 
+# Of the composed formats: the request, and what of the reference video it shows.
+COMPOSED = {"ti2v": ("frame_query", "still"), "tv2v": ("clip_query", "clip")}
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 30.0
 
 
@@ -177,7 +181,8 @@ class CaptionRunner(InferenceRunner):
         about = {"task": request.task, "target": request.target, **request.about, "prompt": prompt_hash(request.task)}
         settings = self.recipe.captioner
         if settings.kind == "graph":
-            text = graph.answer(request.task, *request.films(), profile=request.profile, moment=request.moment)
+            how = {"profile": request.profile, "moment": request.moment, "turn": request.turn}
+            text = graph.answer(request.task, *request.films(), **how)
             return {**about, "answer": read_answer(request.task, text)}
         store = AnswerStore(self.store_folder)
         key = request.key(settings)
@@ -243,27 +248,32 @@ class Request:
         still (`int`, *optional*): which of its frames is asked about.
         clip (`int`, *optional*): which of its clips.
         target (`dict`, *optional*): metadata of the video that a composed query leads to.
+        turn (`int`): how often the same was asked before, under another profile.
     """
 
-    def __init__(self, recipe, task, document, still=None, clip=None, target=None):
+    def __init__(self, recipe, task, document, still=None, clip=None, target=None, turn=0):
         self.recipe, self.task, self.document = recipe, task, document
-        self.still, self.clip, self._target = still, clip, target
+        self.still, self.clip, self._target, self.turn = still, clip, target, turn
         facts = document.metadata
         self.target = target["id"] if target else None
         self.profile = "other"
         if task == "video_captions":
-            self.profile = draw_profile(recipe.seed, facts["content"], recipe.profiles)
-        self.content = [facts["content"]]
+            again = f"|{turn}" if turn else ""
+            self.profile = draw_profile(recipe.seed, facts["content"] + again, recipe.profiles)
+        self.content = [facts["content"], *([f"turn {turn}"] if turn else [])]
         if still is not None:
             self.content.append(facts["frames"][still]["time"])
         if clip is not None:
             self.content.append(facts["clips"][clip]["span"])
         if target is not None:
             self.content.append(target["content"])
-        about = "|".join(map(str, self.content))
-        hint = facts["raw_text"] if task.endswith("captions") else None
-        self.prompt = write_prompt(task, recipe.seed, about, recipe.captioner, self.profile, hint)
         self.about = {"still": still, "clip": clip, "profile": self.profile}
+
+    @cached_property
+    def prompt(self):
+        about = "|".join(map(str, self.content))
+        hint = self.document.metadata["raw_text"] if self.task.endswith("captions") else None
+        return write_prompt(self.task, self.recipe.seed, about, self.recipe.captioner, self.profile, hint)
 
     @property
     def moment(self):
@@ -319,18 +329,19 @@ def _pictures(files):
 
 
 def caption_requests(recipe, document):
-    """Five captions of the video, and of each still that text-to-image pairs need."""
+    """Five captions of the video, once or in several turns, and of each still that text-to-image pairs need."""
     stills = range(min(document.metadata["captioned_stills"], len(document.metadata["frames"])))
     frames = [Request(recipe, "frame_captions", document, still=still) for still in stills]
-    return [Request(recipe, "video_captions", document), *frames]
+    turns = max(1, math.ceil(document.metadata["serves"].get("t2v", 0) / len(VIDEO_STYLES)))
+    return [*(Request(recipe, "video_captions", document, turn=turn) for turn in range(turns)), *frames]
 
 
 def composition_requests(recipe, document):
     """A query for each relation of the video to another that composed pairs need."""
     requests = []
     for relation in document.metadata["relations"]:
-        part = {"still": 0} if relation["task"] == "ti2v" else {"clip": 0}
-        task = "frame_query" if relation["task"] == "ti2v" else "clip_query"
+        task, medium = COMPOSED[relation["task"]]
+        part = {medium: relation["part"]}
         requests.append(Request(recipe, task, document, target=relation["target"], **part))
     return requests
 
@@ -339,7 +350,7 @@ class Answered(BaseFilter):
     """Drops videos whose captions could not be had, and notes every other answer that is missing.
 
     Args:
-        needed (`str`, *optional*): the task without whose answer the video is dropped.
+        needed (`str`, *optional*): the task without any of whose answers the video is dropped.
     """
 
     name = "answered"
@@ -351,10 +362,11 @@ class Answered(BaseFilter):
     def filter(self, document):
         answers = document.metadata["answers"][0]["answers"]
         document.metadata["answers"] = [answer for answer in answers if "answer" in answer]
+        asked = [answer for answer in answers if answer["task"] == self.needed]
+        if asked and not any("answer" in answer for answer in asked):
+            document.metadata["detail"] = asked[0]["detail"]
+            return False, asked[0]["reason"]
         for number, answer in enumerate(answers):
-            if "answer" not in answer and answer["task"] == self.needed:
-                document.metadata["detail"] = answer["detail"]
-                return False, answer["reason"]
             if "answer" not in answer:
                 facts = {"part": document.metadata["part"], "filter_reason": answer["reason"], **answer}
                 lost = Document(text=answer["detail"], id=f"{document.id}#{answer['task']}-{number}", metadata=facts)

@@ -81,7 +81,8 @@ class Card(PipelineStep):
             }
             for task in FORMATS
         ]
-        self._plots(words, videos, table)
+        seconds = [video.metadata["seconds"] for video in videos if "seconds" in video.metadata]
+        self._plots(words, seconds, table)
         front = yaml.safe_dump(
             {"license": "other", "task_categories": ["feature-extraction"], "configs": configs(self.output)},
             sort_keys=False,
@@ -93,9 +94,9 @@ class Card(PipelineStep):
             total=total,
             videos=len(videos),
             dropped=[(*key, number) for key, number in sorted(count_dropped(self.work).items())],
-            seconds=quantiles(video.metadata["seconds"] for video in videos),
+            seconds=quantiles(seconds),
             prompts={task: prompt_hash(task) for task in TASKS},
-            samples=self._samples(),
+            samples=[] if self.recipe.pairs == "raw" else self._samples(),  # raw videos may be broken
             digest=digest(self.output),
         )
         write_whole(self.output / "README.md", f"---\n{front}---\n{text}\n")
@@ -104,7 +105,7 @@ class Card(PipelineStep):
         )
         yield from ()
 
-    def _plots(self, words, videos, table):
+    def _plots(self, words, seconds, table):
         from matplotlib.figure import Figure  # slow to import, and needed once
 
         figure = Figure(figsize=(12, 3.2))
@@ -115,7 +116,7 @@ class Card(PipelineStep):
         axes[0].legend()
         axes[1].hist(words, bins=40)
         axes[1].set(title="Words of a query")
-        axes[2].hist([video.metadata["seconds"] for video in videos], bins=40)
+        axes[2].hist(seconds, bins=40)
         axes[2].set(title="Seconds of a video")
         buffer = io.BytesIO()
         figure.tight_layout()
@@ -130,7 +131,7 @@ class Card(PipelineStep):
             if not paths or task in ("t2t", "t2i"):
                 continue
             with open(paths[0], encoding="utf-8") as lines:
-                pair = json.loads(next(lines))["metadata"]["row"]
+                pair = json.loads(next(lines))
             name = f"assets/{task}.jpg"
             write_whole(self.output / name, _strip(pair["target"]["video"]))
             samples.append({"task": task, "text": pair["query"].get("text"), "picture": name})

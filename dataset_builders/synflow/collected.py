@@ -137,9 +137,14 @@ class SkippedRow(ValueError):
 def value_at(row, path):
     """What lies at a dotted path; None where it ends early.
 
-    A list is entered by number, or in all its entries by a name; entries that are no objects stand for themselves.
+    A list is entered by number, or in all its entries by a name or, where they are lists, by `*`; entries that are no
+    objects stand for themselves.
     """
-    for part in path.split("."):
+    parts = path.split(".")
+    for place, part in enumerate(parts):
+        if part == "*":
+            entries = row if isinstance(row, (list, tuple)) else []
+            return [value_at(entry, ".".join(parts[place + 1 :])) for entry in entries]
         if isinstance(row, (list, tuple)):
             if part.isdigit():
                 row = row[int(part)] if int(part) < len(row) else None
@@ -163,16 +168,21 @@ def _values(row, place):
         return [entry for entry, partner in zip(entries, partners) if partner == place.equals]
     if place.file is not None:
         names = [name for _, name, _, _ in string.Formatter().parse(place.file) if name]
-        filled = place.file
-        for name in names:
-            value = value_at(row, name)
-            if value is None or value == "":
-                return []
-            filled = filled.replace(f"{{{name}}}", str(value))
-        return [filled]
+        columns = {name: value_at(row, name) for name in names}
+        if any(value is None or value == "" for value in columns.values()):
+            return []
+        # A list of names stands for as many files.
+        counts = [len(value) for value in columns.values() if isinstance(value, list)]
+        return [_filled(place.file, columns, number) for number in range(min(counts, default=1))]
     value = value_at(row, place.column)
     values = value if isinstance(value, list) else [value]
     return [value for value in values if value is not None and value != ""]
+
+
+def _filled(template, columns, number):
+    for name, value in columns.items():
+        template = template.replace(f"{{{name}}}", str(value[number] if isinstance(value, list) else value))
+    return template
 
 
 class Collector:

@@ -10,44 +10,37 @@ from dataset_builders.synflow.sources import film_of
 
 
 def cosines(recipe, documents):
-    """The cosine of each document's text and video: `(N,)` float32, NaN where the model cannot read the video."""
+    """The cosine of each document's text and video: `(N,)` float32, NaN where the model cannot read the video.
+
+    Raises:
+        RecipeError: there is no such model, or it embeds no texts or no videos.
+    """
     settings = recipe.quality.similarity
     texts = [document.text for document in documents]
     if settings.model == "graph":
         embedder = GraphEmbedder()
         videos = embedder.films([film_of(recipe, document) for document in documents], texts)
         return (embedder.texts(texts) * videos).sum(axis=1)
-    embed = _load(settings.model)
-    videos = [{"video": document.metadata["file"]} for document in documents]
-    return (embed(texts, settings.batch_size) * embed(videos, settings.batch_size)).sum(axis=1)
+    from evaluate_metrics.retrieval_data import UvrbError
+
+    try:
+        encoder = _open(settings.model, settings.batch_size)
+        sides = [{"text": text} for text in texts], [{"video": document.metadata["file"]} for document in documents]
+        captions, videos = (_normalised(encoder.encode(items, None, [])) for items in sides)
+    except UvrbError as error:
+        raise RecipeError(f"quality.similarity.model: {error}") from error
+    return (captions * videos).sum(axis=1)
 
 
 @lru_cache(maxsize=1)
-def _load(model):
-    """`embed(items, batch_size)` to `(N, D)` float32, L2-normalised."""
-    import torch
-    from transformers import PretrainedConfig
+def _open(model, batch_size):
+    import torch  # slow to import, and not needed where the graph is read
 
-    try:
-        kind = PretrainedConfig.get_config_dict(model)[0].get("model_type")
-    except (OSError, ValueError):
-        kind = None
+    from evaluate_metrics.encoders import open_encoder
+
     torch.set_num_threads(1)  # the flow's tasks are the parallelism
-    try:
-        if kind == "gve":
-            from modeling_gve import GVEModel
-
-            gve = GVEModel.from_pretrained(model).eval()
-            return lambda items, size: gve.encode(items, batch_size=size, errors="skip").numpy()
-        from sentence_transformers import SentenceTransformer
-
-        peer = SentenceTransformer(model)
-    except (OSError, ValueError) as error:
-        problem = f"{model}: neither a GVE nor a sentence-transformers model ({' '.join(str(error).split())[:160]})"
-        raise RecipeError(f"quality.similarity.model: {problem}") from error
-    return lambda items, size: _normalised(peer.encode(items, batch_size=size, show_progress_bar=False))
+    return open_encoder(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"), batch_size=batch_size)
 
 
 def _normalised(vectors):
-    vectors = np.asarray(vectors, np.float32)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

@@ -21,9 +21,16 @@ from tqdm import tqdm
 from dataset_builders.synflow.captioning import Answered, CaptionRunner, caption_requests, composition_requests
 from dataset_builders.synflow.card import MARKER, Card
 from dataset_builders.synflow.documents import NODE, UNFINISHED, PartReader, WholeWriter, exclusions
-from dataset_builders.synflow.pairing import Allotment, Pairing, Relation
+from dataset_builders.synflow.pairing import Allotment, FoundPairs, Pairing, Relation
 from dataset_builders.synflow.publish import Publisher
-from dataset_builders.synflow.quality import Cutter, Selection, SimilarityFilter, TextFilter, VideoFilter
+from dataset_builders.synflow.quality import (
+    Cutter,
+    Selection,
+    SimilarityFilter,
+    TextFilter,
+    VideoFilter,
+    VideoPresent,
+)
 from dataset_builders.synflow.recipe import RecipeError
 from dataset_builders.synflow.sources import write_index
 from dataset_builders.synflow.store import write_whole
@@ -62,7 +69,7 @@ def set_captions_aside(data, rank=0, world_size=1):
 
 
 def stages(recipe, work, output, store, workers=1):
-    """The flow from the index to the card.
+    """The flow from the index to the card; raw and filtered pairs leave out the stages that they do without.
 
     Args:
         recipe (`Recipe`): what to make.
@@ -71,9 +78,21 @@ def stages(recipe, work, output, store, workers=1):
         workers (`int`): tasks that run at once, which share the captioner's limits.
     """
 
-    def runner(folder, requests):
-        return CaptionRunner(recipe, work, store, WholeWriter(work / folder), requests, workers)
+    end = [
+        Stage("publish", [Publisher(recipe, work, output)]),
+        Stage("card", [Card(recipe, work, output)], by_part=False),
+    ]
+    found = Stage("pair", [PartReader(work / "selected", every=True), FoundPairs(recipe, work)], by_part=False)
+    if recipe.pairs == "raw":
+        present = VideoPresent(recipe, work, exclusions(work, "video"))
+        return [Stage("find", [PartReader(work / "index"), present, WholeWriter(work / "selected")]), found, *end]
+    quality = _quality_stages(recipe, work)
+    if recipe.pairs == "filtered":
+        return [*quality, found, *end]
+    return [*quality, *_synthesis_stages(recipe, work, store, workers), *end]
 
+
+def _quality_stages(recipe, work):
     inspect = [
         PartReader(work / "index"),
         TextFilter(recipe, exclusions(work, "text")),
@@ -81,18 +100,20 @@ def stages(recipe, work, output, store, workers=1):
     ]
     if recipe.quality.similarity is not None:
         inspect.append(SimilarityFilter(recipe, exclusions(work, "similarity")))
+    select = [PartReader(work / "inspected", every=True), Selection(recipe, exclusions(work, "selection"))]
+    if recipe.pairs == "synthesised":
+        select.append(Allotment(recipe))
     return [
         Stage("inspect", [*inspect, WholeWriter(work / "inspected")]),
-        Stage(
-            "select",
-            [
-                PartReader(work / "inspected", every=True),
-                Selection(recipe, exclusions(work, "selection")),
-                Allotment(recipe),
-                WholeWriter(work / "selected", "${part}.jsonl"),
-            ],
-            by_part=False,
-        ),
+        Stage("select", [*select, WholeWriter(work / "selected", "${part}.jsonl")], by_part=False),
+    ]
+
+
+def _synthesis_stages(recipe, work, store, workers):
+    def runner(folder, requests):
+        return CaptionRunner(recipe, work, store, WholeWriter(work / folder), requests, workers)
+
+    return [
         Stage("cut", [PartReader(work / "selected"), Cutter(recipe, work), WholeWriter(work / "cut")]),
         Stage("caption", [PartReader(work / "cut"), runner("captioned", caption_requests)]),
         Stage(
@@ -118,8 +139,6 @@ def stages(recipe, work, output, store, workers=1):
             ],
             by_part=False,
         ),
-        Stage("publish", [Publisher(recipe, work, output)]),
-        Stage("card", [Card(recipe, work, output)], by_part=False),
     ]
 
 
@@ -215,7 +234,7 @@ def is_complete(recipe, output):
     return marker.exists() and f'"{recipe.fingerprint}"' in marker.read_text()
 
 
-def run(recipe, root="build/synflow", output=None, store=None, executor="local", tasks=1):
+def run(recipe, root="build/synflow", output=None, store=None, executor="local", tasks=1, clock=None):
     """Run a recipe, or go on with it where it stopped.
 
     Args:
@@ -225,6 +244,7 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
         store (`str`, *optional*): folder of paid answers, shared by all runs, default `<root>/answers`.
         executor (`str`): "local", "slurm" or "ray".
         tasks (`int`): parts that run at once.
+        clock (`dict`, *optional*): gets the wall seconds of each stage.
 
     Returns:
         `Path`: the dataset's folder.
@@ -245,8 +265,10 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
         ray.init(ignore_reinit_error=True)
     before = None
     for stage in stages(recipe, work, output, store, tasks):
-        running = make_executor(executor, stage, recipe, work, parts, tasks, before)
+        running, started = make_executor(executor, stage, recipe, work, parts, tasks, before), time.perf_counter()
         running.run()
+        if clock is not None:
+            clock[stage.name] = time.perf_counter() - started
         if executor == "slurm":
             before = running
         elif left := running.get_incomplete_ranks(skip_completed=True):

@@ -14,6 +14,7 @@ SAMPLE_FPS = 6.0
 THUMBNAIL = 64  # pixels
 MOTION_SECONDS = 0.5
 SIGNATURE_FRAMES = 8
+STILL_PLACES = (0.5, 0.2, 0.8, 0.35, 0.65, 0.05, 0.95, 0.125, 0.275, 0.425)  # in a shot, 0 to 1
 SIGNATURE_BITS = 128  # a frame: 64 of its luma, 32 of each chroma
 
 
@@ -110,8 +111,9 @@ def motion(footage):
     pictures = footage.thumbnails.astype(np.int16)
     later = np.searchsorted(footage.times, footage.times + MOTION_SECONDS - 1e-6)
     pairs = [(i, j) for i, j in enumerate(later) if j < len(pictures)] or [(0, len(pictures) - 1)]
-    changes = [np.abs(pictures[j] - pictures[i]).max(axis=2) for i, j in pairs]
-    return float(np.median([np.percentile(change, 99.5) for change in changes]))
+    before, after = np.transpose(pairs)
+    changes = np.abs(pictures[after] - pictures[before]).max(axis=3)
+    return float(np.median(np.percentile(changes, 99.5, axis=(1, 2))))
 
 
 def shots(footage, settings):
@@ -152,19 +154,22 @@ def signature(footage):
 
 
 def frame_times(spans, count):
-    """`count` times at which to take stills: the middles of the shots, longest first, then quarters of them."""
+    """`count` times at which to take stills: the middles of the shots, longest first, then other places in them."""
     ordered = sorted(spans, key=lambda span: (span[0] - span[1], span[0]))
-    times = [start + part * (end - start) for part in (0.5, 0.2, 0.8) for start, end in ordered]
+    times = [start + part * (end - start) for part in STILL_PLACES for start, end in ordered]
     return [round(time, 3) for time in times[:count]]
 
 
 def clip_spans(spans, seconds, count, min_seconds):
-    """`count` spans in seconds to cut clips from: shots, longest first; of an uncut video its middle half."""
+    """At most `count` spans in seconds to cut clips from: shots, longest first; an uncut video's middle half, then its
+    first and its last.
+    """
     if len(spans) > 1:
         ordered = sorted(spans, key=lambda span: (span[0] - span[1], span[0]))
         return [(round(start, 3), round(end, 3)) for start, end in ordered[:count]]
     length = min(seconds, max(min_seconds, seconds / 2))
-    return [(round((seconds - length) / 2, 3), round((seconds + length) / 2, 3))]
+    starts = ((seconds - length) / 2, 0.0, seconds - length) if length < seconds else (0.0,)
+    return [(round(start, 3), round(start + length, 3)) for start in starts[:count]]
 
 
 def read_frames(data, times):

@@ -155,13 +155,13 @@ def _keywords(rng, film, least, most):
     return " ".join(text.split()[:most]).rstrip(",")
 
 
-def captions(film, profile, moment=None):
-    """Five captions of a film, or of its frame at `moment` (0 to 1), by the numbers "1" to "5".
+def captions(film, profile, moment=None, turn=0):
+    """Five captions of a film, or of its frame at `moment` (0 to 1), by the numbers "1" to "5"; others in each turn.
 
     The styles' word ranges are those of `answers.VIDEO_STYLES` and `answers.FRAME_STYLES`; the second is
     always longer than 100 words and the first shorter than 20.
     """
-    rng = generator("graph captions", repr(film.scenes), profile, moment is not None)
+    rng = generator("graph captions", repr(film.scenes), profile, moment is not None, *([turn] if turn else []))
     still = moment is not None
     if still:
         scene = film.scenes[min(int(moment * len(film.scenes)), len(film.scenes) - 1)]
@@ -223,10 +223,10 @@ def composed_query(reference, target, clip):
     return " ".join(query.split()[: 15 if clip else 50])
 
 
-def answer(task, reference, target=None, profile="other", moment=None):
+def answer(task, reference, target=None, profile="other", moment=None, turn=0):
     """The JSON text that answers a task of `prompts.TASKS`."""
     if task == "video_captions":
-        return json.dumps(captions(reference, profile))
+        return json.dumps(captions(reference, profile, turn=turn))
     if task == "frame_captions":
         return json.dumps(captions(reference, profile, moment))
     return json.dumps({"query": composed_query(reference, target, clip=task == "clip_query")})

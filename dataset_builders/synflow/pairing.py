@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import orjson
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -16,9 +17,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from dataset_builders.mini.pairs import INSTRUCTIONS
 from dataset_builders.mini.world import generator
 from dataset_builders.synflow.answers import FRAME_STYLES, VIDEO_STYLES
+from dataset_builders.synflow.captioning import COMPOSED
 from dataset_builders.synflow.decontamination import load_benchmark, text_overlap
-from dataset_builders.synflow.documents import WholeWriter
-from dataset_builders.synflow.footage import frame_times
+from dataset_builders.synflow.footage import clip_spans, frame_times
+from dataset_builders.synflow.publish import media_names
 from dataset_builders.synflow.recipe import FORMATS
 from dataset_builders.synflow.store import write_whole
 
@@ -54,7 +56,7 @@ def split_of(recipe, group):
 
 
 def scaled_budgets(recipe, supply):
-    """The budgets, all shrunk by one factor where a format's supply is too small.
+    """The budgets, all shrunk by one factor where a format's supply is too small, but to one pair at least.
 
     Args:
         recipe (`Recipe`): budgets, and whether they may shrink.
@@ -73,7 +75,7 @@ def scaled_budgets(recipe, supply):
     if not all(short.values()):
         raise BudgetError(f"a format has no pairs at all ({counts}); add videos or set its budget to 0")
     factor = min(number / wanted[task] for task, number in short.items())
-    return {task: min(supply[task], round(number * factor)) for task, number in wanted.items()}
+    return {task: max(1, min(supply[task], round(number * factor))) for task, number in wanted.items()}
 
 
 class Allotment(PipelineStep):
@@ -92,8 +94,7 @@ class Allotment(PipelineStep):
             document.metadata.update(split=split_of(recipe, document.metadata["group"]), serves={})
         budgets = scaled_budgets(recipe, self._supply(documents)) if documents else {}
         for task, number in budgets.items():
-            asked = number if task == "t2v" else math.ceil(number * (1 + recipe.reserve))
-            self._give(documents, task, asked)
+            self._give(documents, task, math.ceil(number * (1 + recipe.reserve)))
         for document in documents:
             serves = document.metadata["serves"]
             stills = max(serves.get("t2i", 0), serves.get("i2v", 0), serves.get("ti2v", 0))
@@ -106,24 +107,27 @@ class Allotment(PipelineStep):
         """Pairs of a format that a video can serve."""
         cutting = self.recipe.quality.cutting
         most = self.recipe.most_pairs(task)
-        if task in ("t2i", "i2v"):
+        if task in ("t2i", "i2v", "ti2v"):
             return min(most, len(frame_times(document.metadata["shots"], cutting.frames_per_video)))
-        if task == "v2v":
-            shots = len(document.metadata["shots"])
-            return min(most, cutting.clips_per_video, shots if shots > 1 else 1)
-        return min(most, {"t2v": len(VIDEO_STYLES), "t2t": 10}.get(task, 1))
+        if task in ("v2v", "tv2v"):
+            facts = document.metadata
+            spans = clip_spans(facts["shots"], facts["seconds"], cutting.clips_per_video, cutting.min_shot_seconds)
+            return min(most, len(spans))
+        return min(most, {"t2v": self.recipe.caption_rounds * len(VIDEO_STYLES), "t2t": 10}[task])
 
     def _supply(self, documents):
         return {task: sum(self._most(document, task) for document in documents) for task in FORMATS}
 
     def _give(self, documents, task, number):
         order = sorted(documents, key=lambda d: lot(self.recipe.seed, "allot", task, d.metadata["content"]))
-        # Everybody gets one before somebody gets a second; t2v needs no more than its captions, so all may serve it.
-        for turn in range(max((self._most(document, task) for document in documents), default=0)):
-            for document in order:
-                if number <= 0 and task != "t2v":
+        most = [self._most(document, task) for document in order]
+        # Everybody gets one before somebody gets a second. All may serve t2v with the captions that they have anyway.
+        free = len(VIDEO_STYLES) if task == "t2v" else 0
+        for turn in range(max(most, default=0)):
+            for document, limit in zip(order, most):
+                if number <= 0 and turn >= free:
                     return
-                if self._most(document, task) > turn:
+                if limit > turn:
                     document.metadata["serves"][task] = turn + 1
                     number -= 1
 
@@ -151,13 +155,14 @@ class Neighbours:
         vectors = vectorizer.fit_transform(texts)
         for row, document in enumerate(members):
             self.place[document.id] = (len(self.pools), row)
-        self.pools.append((members, vectorizer, vectors))
+        # Transposed, a text costs what its own words cost, not what all words of the pool do.
+        self.pools.append((members, vectorizer, vectors, vectors.T.tocsr()))
 
     def near(self, document, settings):
         """`[(similarity, Document)]` of other sources' videos, the nearest first."""
         pool, row = self.place[document.id]
-        members, _, vectors = self.pools[pool]
-        scores = (vectors @ vectors[row].T).toarray().ravel()
+        members, _, vectors, by_word = self.pools[pool]
+        scores = (vectors[row] @ by_word).toarray().ravel()
         found = []
         for other in np.argsort(-scores, kind="stable")[: 8 * NEIGHBOURS].tolist():
             score = float(scores[other])
@@ -170,20 +175,19 @@ class Neighbours:
     def text_scores(self, text, document):
         """Cosines of a text with the captions of all members of the document's pool, and the document's row."""
         pool, row = self.place[document.id]
-        _, vectorizer, vectors = self.pools[pool]
-        return (vectors @ vectorizer.transform([text]).T).toarray().ravel(), row
+        _, vectorizer, _, by_word = self.pools[pool]
+        return (vectorizer.transform([text]) @ by_word).toarray().ravel(), row
 
-    def member_scores(self, text, document, ids):
-        """The text's cosine with the document's own captions, and with those of `ids` in the same pool."""
+    def member_scores(self, texts, document, ids):
+        """Cosines of N texts with the document's own captions and with those of `ids` in the same pool: N lists."""
         pool, row = self.place[document.id]
-        _, vectorizer, vectors = self.pools[pool]
+        _, vectorizer, vectors, _ = self.pools[pool]
         rows = [row, *(self.place[other][1] for other in ids)]
-        own, *others = (vectors[rows] @ vectorizer.transform([text]).T).toarray().ravel().tolist()
-        return own, others
+        return (vectorizer.transform(texts) @ vectors[rows].T).toarray().tolist()
 
 
 def captions_of(document):
-    """The video's five captions."""
+    """The video's five captions, those of the first turn."""
     return next(a["answer"] for a in document.metadata["answers"] if a["task"] == "video_captions")
 
 
@@ -210,11 +214,81 @@ class Relation(PipelineStep):
             near = neighbours.near(document, settings)
             document.metadata["neighbours"] = [other.id for _, other in near[:NEIGHBOURS]]
             document.metadata["relations"] = [
-                {"task": task, "similarity": round(near[0][0], 4), "target": facts_for_target(near[0][1])}
-                for task in ("ti2v", "tv2v")
-                if near and task in document.metadata["serves"]
+                {"task": task, "part": part, "similarity": round(score, 4), "target": facts_for_target(other)}
+                for task in COMPOSED
+                for part, (score, other) in enumerate(near[: document.metadata["serves"].get(task, 0)])
             ]
             yield document
+
+
+def write_pairs(recipe, work, pairs):
+    """Writes `{format: pairs}` in a random order, as many as the budgets say, to `paired/<format>-<split>-<n>.jsonl`.
+
+    `paired/media.json` gets the files that they use, each by its name in the dataset.
+
+    Returns:
+        `dict`: number of pairs by format.
+    """
+    budgets = scaled_budgets(recipe, {task: len(found) for task, found in pairs.items()})
+    size, name_of, media = recipe.output.rows_per_shard, media_names(recipe, work), {}
+    for task, number in budgets.items():
+        taken = sorted(pairs[task], key=lambda pair: lot(recipe.seed, "take", pair["pair_id"]))[:number]
+        for split in ("train", "validation"):
+            rows = [pair for pair in taken if pair["split"] == split]
+            shards = math.ceil(len(rows) / size)
+            for shard in range(shards):
+                lines = b"".join(orjson.dumps(row) + b"\n" for row in rows[shard * size : (shard + 1) * size])
+                write_whole(work / "paired" / f"{task}-{split}-{shard:05d}-of-{shards:05d}.jsonl", lines)
+        media |= {name_of(file): file for pair in taken for file in _files(pair)}
+    write_whole(work / "paired" / "media.json", orjson.dumps(media, option=orjson.OPT_SORT_KEYS))
+    return budgets
+
+
+def _files(pair):
+    sides = pair["query"], pair["target"], *pair["negatives"]
+    return [side[medium] for side in sides for medium in ("image", "video") if medium in side]
+
+
+def pair_row(task, document, k, query, target, **facts):
+    """The `k`-th pair of a format that a video serves; what raw videos do not tell of themselves is None."""
+    about = document.metadata
+    return {
+        "pair_id": f"{task}/{document.id}/{k}",
+        "split": about["split"],
+        "query": query,
+        "target": target,
+        "negatives": [],
+        "instruction": INSTRUCTIONS.get(task),
+        "task": task,
+        "source_id": document.id,
+        "target_id": document.id,
+        "span": [0.0, about["seconds"]] if "seconds" in about else None,
+        "caption_style": None,
+        "prompt_hash": None,
+        "captioner": None,
+        "scores": {"similarity": about.get("similarity"), "motion": about.get("motion"), "relation": None},
+        **facts,
+    }
+
+
+class FoundPairs(PipelineStep):
+    """Text-to-video pairs as they were found, raw or filtered: the video's own caption and the video, no negative."""
+
+    type, name = "👥", "found pairs"
+
+    def __init__(self, recipe, work):
+        super().__init__()
+        self.recipe, self.work = recipe, Path(work)
+
+    def run(self, data, rank=0, world_size=1):
+        pairs = [self._pair(document) for document in data if document.text.strip()]
+        write_pairs(self.recipe, self.work, {"t2v": pairs})
+        yield from ()
+
+    def _pair(self, document):
+        document.metadata["split"] = split_of(self.recipe, document.metadata["group"])
+        sides = {"text": document.text}, {"video": document.metadata["file"]}
+        return pair_row("t2v", document, 0, *sides, instruction=INSTRUCTIONS["coarse"])
 
 
 class Pairing(PipelineStep):
@@ -237,25 +311,12 @@ class Pairing(PipelineStep):
         self._by_id = {document.id: document for document in documents}
         with self.exclusion_writer:
             pairs = {task: self._pairs(documents, task) for task in FORMATS if self.recipe.budgets.get(task)}
-        budgets = scaled_budgets(self.recipe, {task: len(found) for task, found in pairs.items()})
+        budgets = write_pairs(self.recipe, self.work, pairs)
         for task, number in budgets.items():
             self.stat_update(task, value=number, unit="task")
-            order = sorted(pairs[task], key=lambda pair: lot(self.recipe.seed, "take", pair["pair_id"]))
-            self._write(task, order[:number])
         summary = {"pairs": budgets, "videos": len(documents)}
         write_whole(self.work / "paired" / "summary.json", json.dumps(summary, sort_keys=True))
         yield from ()
-
-    def _write(self, task, pairs):
-        size = self.recipe.output.rows_per_shard
-        for split in ("train", "validation"):
-            rows = [pair for pair in pairs if pair["split"] == split]
-            shards = math.ceil(len(rows) / size)
-            for number in range(shards):
-                name = f"{task}-{split}-{number:05d}-of-{shards:05d}.jsonl"
-                with WholeWriter(self.work / "paired", name) as writer:
-                    for row in rows[number * size : (number + 1) * size]:
-                        writer.write(Document(text=row["pair_id"], id=row["pair_id"], metadata={"row": row}))
 
     def _pairs(self, documents, task):
         make, kept = getattr(self, f"_{task}"), []
@@ -280,53 +341,38 @@ class Pairing(PipelineStep):
         facts = {"part": document.metadata["part"], "filter_reason": reason, "task": task}
         self.exclusion_writer.write(Document(text=detail, id=f"{document.id}#{task}", metadata=facts))
 
-    def _row(self, task, document, k, query, target, **facts):
-        about = document.metadata
-        return {
-            "pair_id": f"{task}/{document.id}/{k}",
-            "split": about["split"],
-            "query": query,
-            "target": target,
-            "negatives": [],
-            "instruction": INSTRUCTIONS[task] if task in INSTRUCTIONS else None,
-            "task": task,
-            "source_id": document.id,
-            "target_id": document.id,
-            "span": [0.0, about["seconds"]],
-            "caption_style": None,
-            "prompt_hash": None,
-            "captioner": None,
-            "scores": {"similarity": about.get("similarity"), "motion": about["motion"], "relation": None},
-            **facts,
-        }
-
     def _asked(self, answer):
         return {"prompt_hash": answer["prompt"], "captioner": self.recipe.captioner.model}
 
-    def _styles(self, document, number):
-        """`number` of the five captions at random: the first is the video's new text."""
-        rng = generator("new text", self.recipe.seed, document.metadata["content"])
-        return [str(key) for key in rng.permutation(list("12345"))[:number]]
+    def _styles(self, document, turn=0):
+        """The five captions' keys at random: the first is the video's new text."""
+        rng = generator("new text", self.recipe.seed, document.metadata["content"], *([turn] if turn else []))
+        return [str(key) for key in rng.permutation(list("12345"))]
 
     def _video_captions(self, document):
-        return next(a for a in document.metadata["answers"] if a["task"] == "video_captions")
+        """The answers of all turns."""
+        return [a for a in document.metadata["answers"] if a["task"] == "video_captions"]
 
     def _t2v(self, document):
-        said = self._video_captions(document)
-        for k, key in enumerate(self._styles(document, document.metadata["serves"]["t2v"])):
-            text, style = said["answer"][key], VIDEO_STYLE_NAMES[key]
-            negatives = self._negative_of_text(text, document)
+        turns = enumerate(self._video_captions(document))
+        said = [(answer, key) for turn, answer in turns for key in self._styles(document, turn)]
+        said = said[: document.metadata["serves"]["t2v"]]
+        near = document.metadata["neighbours"]
+        texts = [answer["answer"][key] for answer, key in said]
+        scores = self._neighbours.member_scores(texts, document, near)
+        for k, ((answer, key), text, (own, *others)) in enumerate(zip(said, texts, scores)):
+            style = VIDEO_STYLE_NAMES[key]
+            negatives = self._negative_of_text(text, document, own, others)
             if negatives is None:
                 self._drop(document, "t2v", "pair_without_negative", text)
                 continue
-            row = self._row("t2v", document, k, {"text": text}, {"video": document.metadata["file"]})
+            row = pair_row("t2v", document, k, {"text": text}, {"video": document.metadata["file"]})
             row.update(caption_style=style, instruction=T2V_INSTRUCTIONS[style], negatives=negatives)
-            yield {**row, **self._asked(said)}
+            yield {**row, **self._asked(answer)}
 
-    def _negative_of_text(self, text, document):
+    def _negative_of_text(self, text, document, own, others):
         """The nearest video that the text fits worse than its own; None where all others lie too near or far."""
         near = document.metadata["neighbours"]
-        own, others = self._neighbours.member_scores(text, document, near)
         for other, score in zip(near, others):
             if score < own - MARGIN:
                 return [{"video": self._by_id[other].metadata["file"]}]
@@ -339,13 +385,13 @@ class Pairing(PipelineStep):
         return [{"video": members[below[0]].metadata["file"]}] if below else None
 
     def _t2t(self, document):
-        said = self._video_captions(document)
-        keys = self._styles(document, 5)
+        said = self._video_captions(document)[0]
+        keys = self._styles(document)
         combinations = [(a, b) for i, a in enumerate(keys) for b in keys[i + 1 :]]
         for k, (first, second) in enumerate(combinations[: document.metadata["serves"]["t2t"]]):
             short, long = sorted((said["answer"][first], said["answer"][second]), key=len)
             styles = sorted((VIDEO_STYLE_NAMES[first], VIDEO_STYLE_NAMES[second]))
-            row = self._row("t2t", document, k, {"text": short}, {"text": long}, caption_style="+".join(styles))
+            row = pair_row("t2t", document, k, {"text": short}, {"text": long}, caption_style="+".join(styles))
             yield {**row, **self._asked(said)}
 
     def _t2i(self, document):
@@ -354,9 +400,7 @@ class Pairing(PipelineStep):
                 rng = generator("new text", self.recipe.seed, document.metadata["content"], said["still"])
                 key = str(rng.integers(1, 6))
                 frame = document.metadata["frames"][said["still"]]
-                row = self._row(
-                    "t2i", document, said["still"], {"text": said["answer"][key]}, {"image": frame["file"]}
-                )
+                row = pair_row("t2i", document, said["still"], {"text": said["answer"][key]}, {"image": frame["file"]})
                 row.update(span=[frame["time"], frame["time"]], caption_style=FRAME_STYLE_NAMES[key])
                 yield {**row, **self._asked(said)}
 
@@ -364,41 +408,48 @@ class Pairing(PipelineStep):
         for k, frame in enumerate(document.metadata["frames"][: document.metadata["serves"]["i2v"]]):
             target = {"video": document.metadata["file"]}
             span = [frame["time"], frame["time"]]
-            yield self._row("i2v", document, k, {"image": frame["file"]}, target, span=span)
+            yield pair_row("i2v", document, k, {"image": frame["file"]}, target, span=span)
 
     def _v2v(self, document):
         for k, clip in enumerate(document.metadata["clips"][: document.metadata["serves"]["v2v"]]):
             target = {"video": document.metadata["file"]}
-            yield self._row("v2v", document, k, {"video": clip["file"]}, target, span=list(clip["span"]))
+            yield pair_row("v2v", document, k, {"video": clip["file"]}, target, span=list(clip["span"]))
 
     def _ti2v(self, document):
-        frame = document.metadata["frames"][0]
-        yield from self._composed("ti2v", document, {"image": frame["file"]}, [frame["time"], frame["time"]])
+        return self._composed("ti2v", document)
 
     def _tv2v(self, document):
-        clip = document.metadata["clips"][0]
-        yield from self._composed("tv2v", document, {"video": clip["file"]}, list(clip["span"]))
+        return self._composed("tv2v", document)
 
-    def _composed(self, task, document, reference, span):
-        """Reference and text to the related video; the reference's own video, which the picture alone would find, is
-        the hard negative.
+    def _composed(self, task, document):
+        """Reference and text to a related video; the reference's own video, which the picture alone would find, is the
+        hard negative.
         """
-        relation = next((r for r in document.metadata["relations"] if r["task"] == task), None)
-        asked = "frame_query" if task == "ti2v" else "clip_query"
-        said = next((a for a in document.metadata["queries"] if a["task"] == asked), None)
-        if relation is None:
+        facts = document.metadata
+        relations = [relation for relation in facts["relations"] if relation["task"] == task]
+        for _ in range(facts["serves"][task] - len(relations)):
             self._drop(document, task, "no_related_video", "none within the bounds on similarity")
-            return
-        if said is None:
-            return  # the captioner's exclusions tell why
-        target = self._by_id[relation["target"]["id"]]
-        text = said["answer"]["query"]
-        scores, row = self._neighbours.text_scores(text, target)
-        ahead = int((scores > scores[row]).sum())
-        if scores[row] > 0 and ahead < self.recipe.composition.text_alone_rank:
-            self._drop(document, task, "text_alone_suffices", text)
-            return
-        made = self._row(task, document, 0, {"text": text, **reference}, {"video": target.metadata["file"]}, span=span)
-        made.update(target_id=target.id, negatives=[{"video": document.metadata["file"]}])
-        made["scores"] = {**made["scores"], "relation": relation["similarity"]}
-        yield {**made, **self._asked(said)}
+        asked, medium = COMPOSED[task]
+        said = {answer[medium]: answer for answer in facts["queries"] if answer["task"] == asked}
+        for relation in relations:
+            part = relation["part"]
+            if part not in said:
+                continue  # the captioner's exclusions tell why
+            if task == "ti2v":
+                frame = facts["frames"][part]
+                reference, span = {"image": frame["file"]}, [frame["time"], frame["time"]]
+            else:
+                clip = facts["clips"][part]
+                reference, span = {"video": clip["file"]}, list(clip["span"])
+            target = self._by_id[relation["target"]["id"]]
+            text = said[part]["answer"]["query"]
+            scores, row = self._neighbours.text_scores(text, target)
+            ahead = int((scores > scores[row]).sum())
+            if scores[row] > 0 and ahead < self.recipe.composition.text_alone_rank:
+                self._drop(document, task, "text_alone_suffices", text)
+                continue
+            query = {"text": text, **reference}
+            made = pair_row(task, document, part, query, {"video": target.metadata["file"]}, span=span)
+            made.update(target_id=target.id, negatives=[{"video": facts["file"]}])
+            made["scores"] = {**made["scores"], "relation": relation["similarity"]}
+            yield {**made, **self._asked(said[part])}

@@ -1,25 +1,32 @@
 """What a recipe will take, before it runs: videos, requests, tokens, money, bytes and hours.
 
-A sample of the videos goes through quality control and cutting, timed; the captioner is not asked.
+A sample of the videos goes through quality control and cutting, timed; the captioner is not asked. What is done with
+captions is timed on captions of the same lengths, read from scene graphs.
 """
 
+import math
 import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset_builders.synflow.answers import FRAME_STYLES, VIDEO_STYLES
+from datatrove.data import Document
+
+from dataset_builders.synflow import graph
+from dataset_builders.synflow.answers import FRAME_STYLES, VIDEO_STYLES, read_answer
 from dataset_builders.synflow.documents import exclusions
-from dataset_builders.synflow.pairing import Allotment, scaled_budgets
+from dataset_builders.synflow.pairing import Allotment, Neighbours, scaled_budgets
 from dataset_builders.synflow.prompts import write_prompt
 from dataset_builders.synflow.publish import features, write_parquet
 from dataset_builders.synflow.quality import Cutter, SimilarityFilter, TextFilter, VideoFilter
 from dataset_builders.synflow.recipe import FORMATS, RecipeError
+from dataset_builders.synflow.rendered import draw_film
 from dataset_builders.synflow.sources import count_videos, list_videos
 from dataset_builders.synflow.texts import count_words
 
 
+TIMED_TEXTS = 50
 TOKENS_PER_WORD = 1.35  # Not in the paper: of English in the usual vocabularies
 MEDIA = {  # by format: pictures, clips and videos of a row, negatives included
     "t2t": (0, 0, 0),
@@ -81,8 +88,10 @@ def forecast(recipe, tasks=1, sample=24):
         sample (`int`): videos that are looked at.
 
     Raises:
-        RecipeError: a streamed source has no limit, or nothing of the sample is kept.
+        RecipeError: a streamed source has no limit, nothing of the sample is kept, or the pairs are not synthesised.
     """
+    if recipe.pairs != "synthesised":
+        raise RecipeError(f"a plan is of the whole flow, and pairs: {recipe.pairs} leaves out most of it")
     counts = count_videos(recipe)
     if None in counts.values():
         endless = [source for source, number in counts.items() if number is None]
@@ -97,8 +106,9 @@ def forecast(recipe, tasks=1, sample=24):
     supply = {t: int(videos * share * sum(allotment._most(d, t) for d in kept) / len(kept)) for t in FORMATS}
     pairs = scaled_budgets(recipe, supply)
     asked = {task: round(pairs.get(task, 0) * (1 + recipe.reserve)) for task in ("t2i", "ti2v", "tv2v")}
+    turns = max(1, math.ceil(pairs.get("t2v", 0) * (1 + recipe.reserve) / (videos * share) / len(VIDEO_STYLES)))
     requests = {
-        "video_captions": round(videos * share),
+        "video_captions": round(videos * share * min(turns, recipe.caption_rounds)),
         "frame_captions": asked["t2i"],
         "frame_query": asked["ti2v"],
         "clip_query": asked["tv2v"],
@@ -108,14 +118,20 @@ def forecast(recipe, tasks=1, sample=24):
     money = tokens_in * captioner.dollars_per_million_input_tokens
     money += tokens_out * captioner.dollars_per_million_output_tokens
     picture, clip, video = size["picture"], size["clip"], size["video"]
+    stills, cuts = _media_a_video(recipe, pairs, videos * share)
     rows = {t: n * sum(a * b for a, b in zip(MEDIA[t], (picture, clip, video))) for t, n in pairs.items()}
-    work = videos * share * (video * any(s.kind != "files" for s in recipe.sources) + picture + clip)
+    cut_bytes = stills * picture + cuts * clip
+    work = videos * share * (video * any(s.kind != "files" for s in recipe.sources) + cut_bytes)
     if recipe.output.media == "referenced":
-        rows = {"all": videos * share * (video + picture + clip)}
+        rows = {"all": videos * share * (video + cut_bytes)}
+    texts = _time_texts(recipe, round(videos * share))
+    composed = pairs.get("ti2v", 0) + pairs.get("tv2v", 0)
     wall = {
         "inspect": seconds["inspect"] * videos / seen / tasks,
-        "cut": seconds["cut"] * videos * share / len(kept) / tasks,
-        "caption": 0.0,
+        "cut": (seconds["still"] * stills + seconds["clip"] * cuts) * videos * share / len(kept) / tasks,
+        "caption": texts["answer"] * sum(requests.values()) / tasks,
+        "relate": texts["fit"] + texts["near"] * videos * share,
+        "pair": texts["fit"] + texts["score"] * pairs.get("t2v", 0) + texts["rank"] * composed,
         "publish": seconds["publish"] * sum(rows.values()) / max(1, size["published"]) / tasks,
     }
     if captioner.kind == "endpoint":
@@ -148,14 +164,16 @@ def _try_out(recipe, folder, videos, sample):
         flow = filters.run(flow)
     kept = list(flow)
     seconds = {"inspect": time.perf_counter() - started}
-    for document in kept:
-        document.metadata.update(stills=1, captioned_stills=1, cuts=1)
-    started = time.perf_counter()
-    kept = list(Cutter(recipe, folder).run(kept))
-    seconds["cut"] = time.perf_counter() - started
+    for kind, counts in {"still": {"stills": 1, "cuts": 0}, "clip": {"stills": 0, "cuts": 1}}.items():
+        for document in kept:
+            document.metadata.update(counts)
+        started = time.perf_counter()
+        for document in Cutter(recipe, folder).run(kept):
+            document.metadata[kind] = document.metadata["frames" if kind == "still" else "clips"][0]["file"]
+        seconds[kind] = time.perf_counter() - started
     files = {
-        "picture": [document.metadata["frames"][0]["file"] for document in kept],
-        "clip": [document.metadata["clips"][0]["file"] for document in kept],
+        "picture": [document.metadata["still"] for document in kept],
+        "clip": [document.metadata["clip"] for document in kept],
         "video": [document.metadata["file"] for document in kept],
     }
     size = {kind: sum(Path(f).stat().st_size for f in paths) / max(1, len(paths)) for kind, paths in files.items()}
@@ -169,6 +187,48 @@ def _try_out(recipe, folder, videos, sample):
     seconds["publish"] = time.perf_counter() - started
     size["published"] = size["video"] * len(rows)
     return seconds, kept, size, len(documents)
+
+
+def _media_a_video(recipe, pairs, kept):
+    """Stills and clips that are cut from a video, on average."""
+    asked = {task: number * (1 + recipe.reserve) / kept for task, number in pairs.items()}
+    stills = max(asked.get(task, 0) for task in ("t2i", "i2v", "ti2v"))
+    return stills, max(asked.get(task, 0) for task in ("tv2v", "v2v"))
+
+
+def _time_texts(recipe, kept):
+    """Seconds of what is done with captions, on films of the rendered world whatever the sources.
+
+    Returns:
+        `dict`: `answer`, to read one from the graph and to check it (0 for an endpoint); `fit`, the vectors of all
+        pools; `near`, the neighbours of a video; `score`, a caption beside its neighbours'; `rank`, a composed query
+        among its pool.
+    """
+    settings = recipe.composition
+    number = max(2, min(settings.pool, kept))
+    started = time.perf_counter()
+    answers = [
+        read_answer("video_captions", graph.answer("video_captions", draw_film(recipe.seed, k))) for k in range(number)
+    ]
+    answer = (time.perf_counter() - started) / number
+    facts = [{"group": str(k), "split": "train", "answers": []} for k in range(number)]
+    for k, said in enumerate(answers):
+        facts[k]["answers"] = [{"task": "video_captions", "answer": said}]
+    documents = [Document(text=" ", id=str(k), metadata=each) for k, each in enumerate(facts)]
+    started = time.perf_counter()
+    neighbours = Neighbours(documents, settings.pool)
+    seconds = {"fit": (time.perf_counter() - started) * kept / number}
+    some = list(zip(documents[:TIMED_TEXTS], answers))
+    near = [("near", lambda document, said: neighbours.near(document, settings))]
+    near.append(("score", lambda document, said: neighbours.member_scores(list(said.values()), document, ["0", "1"])))
+    near.append(("rank", lambda document, said: neighbours.text_scores(said["1"], document)))
+    for name, step in near:
+        started = time.perf_counter()
+        for document, said in some:
+            step(document, said)
+        seconds[name] = (time.perf_counter() - started) / len(some)
+    seconds["score"] /= len(VIDEO_STYLES)
+    return {**seconds, "answer": answer if recipe.captioner.kind == "graph" else 0.0}
 
 
 def _tokens(recipe, requests):

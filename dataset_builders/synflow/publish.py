@@ -1,10 +1,9 @@
 """The UVRD builder: Parquet shards that `load_dataset` reads, one config a format, provenance on every row.
 
 `media: embedded` puts each picture and video into the rows that use it. `media: referenced` keeps each once, in the
-config `media`, and rows name it by path: [`MediaIndex`] puts the bytes back.
+config `media`, and rows name it by path: `referenced_media.MediaIndex` puts the bytes back.
 """
 
-import json
 import os
 import uuid
 from itertools import islice
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datatrove.pipeline.base import PipelineStep
@@ -20,7 +20,7 @@ from dataset_builders.hub_layout import file_hash
 
 
 TEXT, NUMBER = datasets.Value("string"), datasets.Value("float32")
-ROWS_A_GROUP = 64  # small row groups: a stream that shuffles holds little at a time
+ROWS_A_GROUP = {"embedded": 64, "referenced": 512}  # small row groups: a stream that shuffles holds little at a time
 
 
 def features(media):
@@ -50,13 +50,18 @@ MEDIA = datasets.Features({"path": TEXT, "data": datasets.Value("large_binary")}
 SIDES = ("text", "image", "video")
 
 
-def media_path(recipe, work, file):
-    """How a referenced medium is called in the dataset: the same wherever the run's and the sources' folders lie."""
-    path = Path(file)
-    for source in recipe.sources:
-        if source.kind == "files" and path.is_relative_to(Path(source.folder).resolve()):
-            return f"{source.id}/{path.relative_to(Path(source.folder).resolve())}"
-    return str(path.relative_to(Path(work).resolve()))
+def media_names(recipe, work):
+    """`name(file)` in the dataset: the same wherever the run's and the sources' folders lie."""
+    roots = [(Path(source.folder).resolve(), f"{source.id}/") for source in recipe.sources if source.kind == "files"]
+    roots = [(f"{folder}/", prefix) for folder, prefix in [*roots, (Path(work).resolve(), "")]]
+
+    def name(file):
+        for root, prefix in roots:
+            if file.startswith(root):
+                return prefix + file.removeprefix(root)
+        raise ValueError(f"{file}: lies in none of {', '.join(root for root, _ in roots)}")
+
+    return name
 
 
 class Publisher(PipelineStep):
@@ -67,6 +72,7 @@ class Publisher(PipelineStep):
     def __init__(self, recipe, work, output):
         super().__init__()
         self.recipe, self.work, self.output = recipe, Path(work), Path(output)
+        self._name_of = media_names(recipe, work)
 
     def run(self, data=None, rank=0, world_size=1):
         shards = sorted((self.work / "paired").glob("*.jsonl"))
@@ -75,11 +81,12 @@ class Publisher(PipelineStep):
             target = self.output / "data" / task / path.stem.removeprefix(f"{task}-")
             if is_written(target):
                 continue
-            with self.track_time("shard"), path.open(encoding="utf-8") as lines:
-                rows = (self._row(json.loads(line)["metadata"]["row"]) for line in lines)
-                write_parquet(target, rows, features(self.recipe.output.media))
+            with self.track_time("shard"), path.open("rb") as lines:
+                rows = (self._row(orjson.loads(line)) for line in lines)
+                media = self.recipe.output.media
+                write_parquet(target, rows, features(media), ROWS_A_GROUP[media])
         if self.recipe.output.media == "referenced":
-            self._write_media(shards, rank, world_size)
+            self._write_media(rank, world_size)
         yield from ()
 
     def _row(self, pair):
@@ -96,18 +103,12 @@ class Publisher(PipelineStep):
             return None
         if self.recipe.output.media == "embedded":
             return {"bytes": Path(file).read_bytes(), "path": None}
-        return {"bytes": None, "path": media_path(self.recipe, self.work, file)}
+        return {"bytes": None, "path": self._name_of(file)}
 
-    def _write_media(self, shards, rank, world_size):
+    def _write_media(self, rank, world_size):
         """This task's share of all media, told by their names, so that each is written once."""
-        files = {}
-        for path in shards:
-            for line in path.open(encoding="utf-8"):
-                pair = json.loads(line)["metadata"]["row"]
-                for side in (pair["query"], pair["target"], *pair["negatives"]):
-                    media = [side[name] for name in ("image", "video") if side.get(name)]
-                    files |= {media_path(self.recipe, self.work, file): file for file in media}
-        names = sorted(files)
+        files = orjson.loads((self.work / "paired" / "media.json").read_bytes())
+        names = list(files)
         size = self.recipe.output.rows_per_shard
         total = max(1, -(-len(names) // size))
         for number in range(rank, total, world_size):
@@ -123,7 +124,7 @@ def is_written(stem):
     return any(stem.parent.glob(f"{stem.name}-*.parquet"))
 
 
-def write_parquet(stem, rows, columns):
+def write_parquet(stem, rows, columns, rows_a_group=ROWS_A_GROUP["embedded"]):
     """Rows as `<stem>-<hash>.parquet`, a few in memory at a time, whole or not at all; same rows, same bytes.
 
     The hash of the content stands in the name, and so in the card's YAML, because `load_dataset` takes a local folder
@@ -135,41 +136,13 @@ def write_parquet(stem, rows, columns):
     rows, schema = iter(rows), columns.arrow_schema
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_index=True) as writer:
-            while group := list(islice(rows, ROWS_A_GROUP)):
-                writer.write_table(pa.Table.from_pylist([columns.encode_example(row) for row in group], schema=schema))
+            while group := list(islice(rows, rows_a_group)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
         path = stem.with_name(f"{stem.name}-{file_hash(temporary)[:12]}.parquet")
         os.replace(temporary, path)
         return path
     finally:
         temporary.unlink(missing_ok=True)
-
-
-class MediaIndex:
-    """Media of a dataset with `media: referenced`: fills the rows of its configs.
-
-    Args:
-        repo (`str`): folder or Hub name.
-    """
-
-    def __init__(self, repo):
-        self._table = datasets.load_dataset(repo, "media", split="train")
-        self._places = {path: number for number, path in enumerate(self._table["path"])}
-
-    def __getitem__(self, path):
-        if path not in self._places:
-            raise ValueError(f"{path}: no such medium in this dataset's config `media`")
-        return self._table[self._places[path]]["data"]
-
-    def fill(self, row):
-        """The row with the bytes of its pictures and videos."""
-        row = {
-            name: self._filled(value) if name.endswith(("_image", "_video")) else value for name, value in row.items()
-        }
-        row["negatives"] = [{n: v if n == "text" else self._filled(v) for n, v in s.items()} for s in row["negatives"]]
-        return row
-
-    def _filled(self, medium):
-        return medium and {"bytes": self[medium["path"]], "path": medium["path"]}
 
 
 def read_rows(output, columns=None):

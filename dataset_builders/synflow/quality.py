@@ -45,6 +45,20 @@ class TextFilter(BaseFilter):
         return True
 
 
+class VideoPresent(BaseFilter):
+    """All that raw pairs ask of a video: that there is a file."""
+
+    name = "present"
+
+    def __init__(self, recipe, work, exclusion_writer=None):
+        super().__init__(exclusion_writer)
+        self.recipe, self.work = recipe, str(work)
+
+    def filter(self, document):
+        path = Path(video_file(self.recipe, self.work, document))
+        return path.is_file() or (False, "video_missing")
+
+
 class VideoFilter(BaseFilter):
     """Decodes each video once: readable, within bounds, not static; notes its shots and signature."""
 
@@ -245,7 +259,7 @@ class Cutter(PipelineStep):
                         facts["frames"].append({"time": times[k], "file": str(path)})
                 spans = clip_spans(facts["shots"], facts["seconds"], facts["cuts"], settings.min_shot_seconds)
                 facts["clips"] = []
-                for k, (start, end) in enumerate(spans[: facts["cuts"]]):
+                for k, (start, end) in enumerate(spans):
                     path = base.with_name(f"{base.name}-{k}.mp4")
                     write_whole(path, cut_clip(facts["file"], start, end))
                     facts["clips"].append({"span": (start, end), "file": str(path)})

@@ -118,8 +118,9 @@ class Duplicates(Settings):
 class Similarity(Settings):
     """Cross-modal filter: cosine of caption and video under an embedder.
 
-    `model` is a folder or Hub id of a GVE or sentence-transformers model, or "graph" for rendered videos. The paper
-    gives no threshold: set one, or drop the lowest share of all scored pairs with `percentile`.
+    `model` is a folder or Hub id of a GVE or sentence-transformers model (its own code is run), as
+    `evaluate_metrics.encoders.open_encoder` names it, or "graph" for rendered videos. The paper gives no threshold:
+    set one, or drop the lowest share of all scored pairs with `percentile`.
     """
 
     model: str
@@ -229,9 +230,13 @@ class Recipe(Settings):
     seed: int = 0
     sources: list[Source] = Field(min_length=1)
     part_size: int = Field(128, ge=1, description="videos a part, the unit of work and of resuming")
+    pairs: Literal["raw", "filtered", "synthesised"] = Field(
+        "synthesised", description="how far the flow goes; the first two are what its pairs are compared with"
+    )
     quality: Quality = Quality()
-    captioner: Captioner
+    captioner: Captioner | None = None
     profiles: dict[Literal["spatial", "temporal", "other"], Share] = PAPER_PROFILES
+    caption_rounds: int = Field(1, ge=1, le=16, description="times five captions a video, each under its own profile")
     budgets: dict[Literal[FORMATS], int] = PAPER_BUDGETS
     # Not in the paper: where there are too few videos, all budgets shrink by one factor, so that proportions stay.
     shrink: bool = True
@@ -252,7 +257,11 @@ class Recipe(Settings):
             raise ValueError("budgets: give numbers of pairs, at least one above 0")
         if any(number < 1 for number in self.pairs_per_video.values()):
             raise ValueError("pairs_per_video: give numbers of at least 1")
-        reads_graph = self.captioner.kind == "graph" or (
+        if self.pairs != "synthesised" and set(self.budgets) != {"t2v"}:
+            raise ValueError(f"pairs: {self.pairs} ones are captions and their videos: set budgets: {{t2v: NUMBER}}")
+        if self.pairs == "synthesised" and self.captioner is None:
+            raise ValueError("captioner: is missing; say who writes the captions")
+        reads_graph = (self.captioner is not None and self.captioner.kind == "graph") or (
             self.quality.similarity is not None and self.quality.similarity.model == "graph"
         )
         if reads_graph and any(source.kind != "rendered" for source in self.sources):

@@ -32,6 +32,7 @@ BOILERPLATE = frozenset(
     "watch video videos official clip trailer new full hd free download episode part more thanks thank please "
     "sign up join today now stock footage sponsored ad ads music instagram facebook twitter tiktok youtube".split()
 )
+LANGUAGE_CHARACTERS = 600  # Not in the paper: so much of a text tells its language
 LITTLE = frozenset("a an and at by for from in my of on our out the this to up us with your you is it all".split())
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
@@ -92,6 +93,7 @@ def is_language(text, language):
     letters = [c for c in text if c.isalpha()]
     if language == "en" and letters and sum(c.isascii() for c in letters) < 0.7 * len(letters):
         return False
+    text = text[:LANGUAGE_CHARACTERS]
     best, confidence = _identifier().classify(text)
     if best == language or len(words_of(text)) < 4:
         return True

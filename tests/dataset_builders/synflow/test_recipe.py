@@ -1,8 +1,11 @@
 """The recipe: strict, with one clear error, and a fingerprint of what may change the data."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
+from dataset_builders.synflow import recipe
 from dataset_builders.synflow.recipe import PAPER_BUDGETS, RecipeError, load_recipe
 
 
@@ -20,9 +23,9 @@ def written(tmp_path, **changes):
 
 
 def test_the_default_budgets_are_the_papers(tmp_path):
-    recipe = load_recipe(written(tmp_path))
-    assert recipe.budgets == PAPER_BUDGETS and sum(PAPER_BUDGETS.values()) == 1_549_000
-    assert recipe.profiles == {"spatial": 0.3, "temporal": 0.6, "other": 0.1}
+    defaults = load_recipe(written(tmp_path))
+    assert defaults.budgets == PAPER_BUDGETS and sum(PAPER_BUDGETS.values()) == 1_549_000
+    assert defaults.profiles == {"spatial": 0.3, "temporal": 0.6, "other": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,8 @@ def test_the_default_budgets_are_the_papers(tmp_path):
         ({"quality": {"similarity": {"model": "m", "threshold": 0.2, "percentile": 5}}}, "either threshold or"),
         ({"sources": RECIPE["sources"] * 2}, "two sources have one id"),
         ({"name": "../evil"}, "name"),
+        ({"captioner": None}, "captioner: is missing"),
+        ({"pairs": "raw"}, "pairs: raw ones are captions and their videos: set budgets"),
         ({"sources": [{"kind": "files", "id": "a", "folder": "x"}], "captioner": {"kind": "graph"}}, "scene graphs"),
     ],
 )
@@ -42,6 +47,16 @@ def test_a_wrong_setting_is_named(tmp_path, changes, words):
     with pytest.raises(RecipeError, match=words) as caught:
         load_recipe(written(tmp_path, **changes))
     assert "recipe.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_shipped_recipes_are_sound_and_those_compared_share_their_archive():
+    folder = Path(recipe.__file__).with_name("recipes")
+    shipped = {path.stem: load_recipe(path) for path in folder.glob("*.yaml")}
+    compared = [each for name, each in shipped.items() if name.startswith("compared_")]
+    assert len(shipped) >= 7 and len(compared) == 4
+    assert len({(each.seed, *each.sources) for each in compared}) == 1
+    sizes = {each.pairs: sum(each.budgets.values()) for each in compared if not each.shrink}
+    assert sizes == {"raw": 960, "filtered": 960, "synthesised": 960}
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
