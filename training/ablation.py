@@ -222,11 +222,11 @@ def summarise(runs, reference):
 
 
 def report(sweep, output):
-    """Write `results.json`, `results.md` and a figure for each study that has finished runs; returns the tables."""
+    """Write `results.json`, `results.md` and a figure for each study with runs of two arms; returns the tables."""
     summaries, lines = {}, []
     for study in sweep["studies"]:
         runs, reference = finished_runs(sweep, study, output), sweep["studies"][study]["reference"]
-        if not any(runs.values()):
+        if sum(map(bool, runs.values())) < 2:
             continue
         summaries[study] = summarise(runs, reference)
         lines += [f"## {study}", "", *_table(summaries[study], reference), ""]
