@@ -16,6 +16,7 @@ MOTION_SECONDS = 0.5
 SIGNATURE_FRAMES = 8
 STILL_PLACES = (0.5, 0.2, 0.8, 0.35, 0.65, 0.05, 0.95, 0.125, 0.275, 0.425)  # in a shot, 0 to 1
 SIGNATURE_BITS = 128  # a frame: 64 of its luma, 32 of each chroma
+LUMA_BYTES = 8  # that come first
 
 
 class FootageError(ValueError):

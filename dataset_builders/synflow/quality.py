@@ -11,6 +11,8 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from dataset_builders.synflow.decontamination import load_benchmark, text_overlap
 from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.footage import (
+    LUMA_BYTES,
+    SIGNATURE_BITS,
     FootageError,
     clip_spans,
     cut_clip,
@@ -165,7 +167,7 @@ class Selection(BaseFilter):
         return {d.id: "text_repeated" for d in documents if counts[normal_form(d.text)] > most}
 
     def _duplicates(self, documents):
-        index = SignatureIndex(self.recipe.quality.duplicates.max_bits)
+        index = SignatureIndex(self.recipe.quality.duplicates)
         found = {}
         for document in documents:
             bits = read_signature(document)
@@ -182,7 +184,7 @@ class Selection(BaseFilter):
         if settings is None:
             return {}
         signatures, ngram_set = load_benchmark(settings, self.recipe.quality.video)
-        index, found = SignatureIndex(settings.max_bits), {}
+        index, found = SignatureIndex(settings), {}
         for key, bits in signatures.items():
             index.add(key, bits)
         for document in documents:
@@ -203,12 +205,14 @@ class SignatureIndex:
     """Near-duplicates by Hamming distance.
 
     Each frame's 64 bits of luma are cut into 4 bands of 16, and only videos that share a band are compared in full: up
-    to 31 different bits of luma leave a band untouched for certain, and 90 bits in random places of all 1,024 touch
-    every band once in 8,000 times.
+    to 31 different bits of luma leave one of the 32 bands untouched for certain.
+
+    Args:
+        limits (`Duplicates` or `Decontamination`): in how many bits near-duplicates may differ.
     """
 
-    def __init__(self, max_bits):
-        self.max_bits = max_bits
+    def __init__(self, limits):
+        self.limits = limits
         self._names, self._rows = [], []
         self._bands = defaultdict(list)
 
@@ -220,13 +224,15 @@ class SignatureIndex:
             self._bands[band].append(number)
 
     def find(self, bits):
-        """Name of the first that differs in at most `max_bits`, or None."""
+        """Name of the first that differs in few enough bits, or None."""
         candidates = sorted(set().union(*(self._bands.get(band, ()) for band in self._keys(bits))))
         if not candidates:
             return None
         rows = np.stack([self._rows[number] for number in candidates])
-        distances = np.bitwise_count(rows ^ bits).sum(axis=1)
-        near = np.flatnonzero(distances <= self.max_bits)
+        distances = np.bitwise_count(rows ^ bits).reshape(len(rows), -1, SIGNATURE_BITS // 8)
+        alike = distances.sum(axis=(1, 2)) <= self.limits.max_bits
+        alike &= distances[:, :, :LUMA_BYTES].sum(axis=(1, 2)) <= self.limits.max_luma_bits
+        near = np.flatnonzero(alike)
         return self._names[candidates[near[0]]] if len(near) else None
 
     def _keys(self, bits):

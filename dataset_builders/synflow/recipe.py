@@ -111,8 +111,10 @@ class VideoQuality(Settings):
 
 
 class Duplicates(Settings):
-    # Not in the paper: bits of a video's 1,024-bit signature in which near-duplicates may differ.
-    max_bits: int = Field(90, ge=0, le=300)
+    # Not in the paper: bits of a video's 1,024-bit signature in which near-duplicates may differ, and of its 512 bits
+    # of luma, which another encoding changes less than those of colour.
+    max_bits: int = Field(130, ge=0, le=300)
+    max_luma_bits: int = Field(24, ge=0, le=300)
 
 
 class Similarity(Settings):
@@ -210,7 +212,8 @@ class Decontamination(Settings):
 
     benchmark: str
     # Not in the paper: bits as in `Duplicates`; share of a text's 8-word sequences that occur in a benchmark text.
-    max_bits: int = Field(90, ge=0, le=300)
+    max_bits: int = Field(130, ge=0, le=300)
+    max_luma_bits: int = Field(24, ge=0, le=300)
     ngram: int = Field(8, ge=2)
     max_overlap: Share = 0.5
 

@@ -20,7 +20,7 @@ from dataset_builders.synflow.footage import (
     signature,
 )
 from dataset_builders.synflow.quality import SignatureIndex
-from dataset_builders.synflow.recipe import Cutting, VideoQuality
+from dataset_builders.synflow.recipe import Cutting, Duplicates, VideoQuality
 
 
 LIMITS = VideoQuality(min_side=32)
@@ -88,7 +88,7 @@ def test_shots_are_told_by_their_cuts(video, two_shots):
 
 def test_a_second_upload_is_a_near_duplicate_and_another_video_is_none(video):
     smaller = [np.asarray(Image.fromarray(f).resize((56, 56))) for f in moving((200, 40, 40))]
-    index = SignatureIndex(90)
+    index = SignatureIndex(Duplicates())
     index.add("original", signature(look_at(video, LIMITS)).ravel())
     assert index.find(signature(look_at(encode_mp4(np.stack(smaller)), LIMITS)).ravel()) == "original"
     other = encode_mp4(moving((20, 160, 40))[::-1])
@@ -98,15 +98,20 @@ def test_a_second_upload_is_a_near_duplicate_and_another_video_is_none(video):
 def test_the_index_finds_what_a_comparison_with_all_finds():
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (50, 128), dtype=np.uint8)
-    index = SignatureIndex(90)
+    index = SignatureIndex(Duplicates())
     for number, row in enumerate(rows):
         index.add(number, row)
+    places = np.arange(1024).reshape(8, 128)
+    luma, colour = places[:, :64].ravel(), places[:, 64:].ravel()
     for number, row in enumerate(rows):
         bits = np.unpackbits(row)
-        bits[rng.permutation(1024)[:90]] ^= 1
+        bits[rng.permutation(luma)[:24]] ^= 1
+        bits[rng.permutation(colour)[:106]] ^= 1
         assert index.find(np.packbits(bits)) == number
-        bits[rng.permutation(1024)[:300]] ^= 1
-        assert index.find(np.packbits(bits)) is None
+        for kind, count in ((luma, 25), (colour, 131)):
+            other = np.unpackbits(row)
+            other[rng.permutation(kind)[:count]] ^= 1
+            assert index.find(np.packbits(other)) is None
 
 
 def test_frames_are_those_shown_at_the_time(video):

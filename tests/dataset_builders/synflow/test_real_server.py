@@ -1,5 +1,6 @@
 """The flow against a real server, `transformers serve`, with models that were never taught to answer in JSON."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -50,8 +51,11 @@ def test_answers_that_are_no_json_are_counted_and_said(tmp_path, model, port, re
     pytest.importorskip("fastapi")
     folder = BASE if model == "gve-mini-base" else random_copy(tmp_path / "random")
     words = [Path(sys.executable).with_name("transformers"), "serve", folder, "--port", port, "--device", "cpu"]
+    cache = tmp_path / "cache"  # it lists the models in there, and fails where there is none
+    cache.mkdir()
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "server.log", "wb") as log:
-        server = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log)
+        server = subprocess.Popen([str(word) for word in words], stdout=log, stderr=log, env=environment)
     captioner = {
         "url": f"http://127.0.0.1:{port}/v1",
         "model": str(folder),
