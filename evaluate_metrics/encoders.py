@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor, Pretraine
 from evaluate_metrics.retrieval_data import MODALITIES, UvrbError, digest_item, first_line
 from modeling_gve import GVEModel
 from modeling_gve.video_gve import load_image, load_video
+from modeling_gve.vision_memory import VisionMemory
 
 
 BACKBONES = ("qwen2_5_vl", "qwen3_vl")
@@ -60,7 +61,8 @@ class GVEEncoder:
         self.path, self.folder, self.device, self.dtype, self.batch_size = path, folder, device, dtype, batch_size
         self.fingerprint = f"{fingerprint_folder(folder)}-{dtype}"
         self.limits = {}
-        self._model = self._processor = None
+        self.vision_memory = None  # folder of a [`VisionMemory`]
+        self._model = self._processor = self._memory = None
 
     def limit(self, limits):
         """Set `num_frames` and `max_tokens_per_frame`; what is not there stays the model's own."""
@@ -78,7 +80,9 @@ class GVEEncoder:
         return embeddings.float().cpu().numpy()
 
     def release(self):
-        self._model = self._processor = None
+        if self._memory is not None:
+            self._memory.save()
+        self._model = self._processor = self._memory = None
         gc.collect()
 
     def _load(self):
@@ -95,6 +99,8 @@ class GVEEncoder:
         if not hasattr(model, "encode"):
             raise UvrbError(f"The model at {self.path} is a {type(model).__name__} without `encode`; give a GVE repo.")
         self._model = model.to(self.device).eval()
+        if self.vision_memory is not None:
+            self._memory = VisionMemory(model.backbone.visual.requires_grad_(False), self.vision_memory)
 
 
 class SentenceTransformersEncoder:

@@ -47,7 +47,7 @@ from transformers import HfArgumentParser
 from dataset_builders.uvrb.tasks import get_tasks
 from evaluate_metrics.diagnostics import clip_sides, load_classification, score_reverse_time
 from evaluate_metrics.embedding_cache import embed, write_atomically
-from evaluate_metrics.encoders import NUM_FRAMES, open_encoder
+from evaluate_metrics.encoders import NUM_FRAMES, GVEEncoder, open_encoder
 from evaluate_metrics.html_report import render_html
 from evaluate_metrics.report import draw_radar, render_markdown
 from evaluate_metrics.retrieval_data import UvrbError, config_names, load_retrieval_data
@@ -96,6 +96,13 @@ class RunArguments:
     truncate_dim: list[int] | None = field(default=None, metadata={"help": "Leading dimensions kept of a vector."})
     precision: list[str] | None = field(
         default=None, metadata={"help": "Of the vectors: float32 (default), bfloat16, int8, ubinary."}
+    )
+    vision_memory: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps what the vision tower made of each medium, for models that share one, such as "
+            "the runs of a sweep. GVE models on CPUs."
+        },
     )
     classification: list[str] | None = field(
         default=None, metadata={"help": "Dataset repos with columns video and label, scored as label retrieval."}
@@ -250,6 +257,8 @@ def _open_encoders(args, accelerator):
     with accelerator.main_process_first():
         for path in (args.model, *(args.baseline or ())):
             encoder = open_encoder(path, accelerator.device, args.dtype, args.batch_size)
+            if isinstance(encoder, GVEEncoder):
+                encoder.vision_memory = args.vision_memory
             if any(encoder.name == other.name for other in encoders):
                 encoder.name = path
             encoders.append(encoder)

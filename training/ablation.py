@@ -2,8 +2,8 @@
 
 ```bash
 make demo                                            # builds the pairs and the benchmark that the sweep uses
-python -m training.ablation                          # all studies; killed at any moment, it goes on where it stopped
-python -m training.ablation --study curriculum       # one of them
+python -m training.ablation --jobs 2                 # all studies, two runs at a time; it goes on where it was killed
+python -m training.ablation --study schedule         # one of them
 python -m training.ablation --report                 # tables and figures of what is finished
 ```
 
@@ -17,10 +17,13 @@ arms of several studies that are the same are trained once. An arm is compared w
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,7 +95,7 @@ def planned_runs(sweep, studies):
     return runs
 
 
-def run(sweep, name, settings, output, work):
+def run(sweep, name, settings, output, work, threads):
     """Train and judge once, or go on with it, and leave `runs/<name>.json`.
 
     Args:
@@ -100,6 +103,7 @@ def run(sweep, name, settings, output, work):
         name (`str`), settings (`dict`): of the run.
         output (`Path`): of the sweep's results.
         work (`Path`): of models, logs and caches.
+        threads (`int`): of the run's processes.
 
     Raises:
         subprocess.CalledProcessError: training or judging failed; its log says why.
@@ -108,21 +112,25 @@ def run(sweep, name, settings, output, work):
     folder.mkdir(parents=True, exist_ok=True)
     recipe = yaml.safe_load((ROOT / sweep["recipe"]).read_text()) | settings
     recipe |= {"output_dir": str(folder / "model"), "run_dir": str(folder / "run")}
+    # What a frozen tower makes of a medium is the same in every run; to share it moves weights by rounding only.
+    remembers = not torch.accelerator.is_available() and recipe.get("freeze_vision", True)
+    recipe |= {"remember_vision": remembers, "cpu_threads": threads}
     if recipe.get("prober"):
         recipe["prober"] = str(prober_folder(recipe["prober"], recipe, work))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     # Frames are the same in every run: decoded once.
     shared_cache, cache = work / "cache", folder / "run/cache"
-    shared_cache.mkdir(exist_ok=True)
+    shared_cache.mkdir(parents=True, exist_ok=True)
     cache.parent.mkdir(exist_ok=True)
     if not cache.is_symlink():
         cache.symlink_to(shared_cache.resolve(), target_is_directory=True)
     model, results = folder / "model", folder / "results"
     judged = ["--model", str(model), "--benchmark", sweep["benchmark"], "--output", str(results), "--dtype", "float32"]
+    judged += ["--vision_memory", str(shared_cache)] if remembers else []
     if "datasets" in sweep:
         judged += ["--datasets", *sweep["datasets"]]
-    _call(["training/pyramid.py", "--config", str(folder / "recipe.yaml")], folder / "training.log")
-    _call(["evaluate_metrics/run_uvrb.py", *judged], folder / "judging.log")
+    _call(["training/pyramid.py", "--config", str(folder / "recipe.yaml")], folder / "training.log", threads)
+    _call(["evaluate_metrics/run_uvrb.py", *judged], folder / "judging.log", threads)
     scores = json.loads((results / "results.json").read_text())["models"][0]
     record = json.loads((model / "training_run.json").read_text())
     finished = {
@@ -133,7 +141,7 @@ def run(sweep, name, settings, output, work):
         "batches": {task: entry["batches"] for task, entry in record["data"]["tasks"].items()},
         "training_seconds": record["seconds"],
         "seconds": time.monotonic() - started,
-        "cores": available_cores(),
+        "cores": threads,
         "versions": record["versions"],
     }
     text = json.dumps(finished, indent=1, sort_keys=True) + "\n"
@@ -141,9 +149,21 @@ def run(sweep, name, settings, output, work):
     shutil.rmtree(folder)
 
 
-def _call(words, log):
+def _call(words, log, threads):
+    words, environment = [sys.executable, *words], os.environ | {"OMP_NUM_THREADS": str(threads)}
     with open(log, "w") as file:
-        subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, check=True, cwd=ROOT)
+        subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=True, cwd=ROOT, env=environment)
+
+
+@contextmanager
+def _running(sweep, todo, output, work, jobs):
+    """`{future: name}` of runs that are under way, so many at a time; when one stops the sweep, none begins anew."""
+    threads = available_cores() // jobs
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield {pool.submit(run, sweep, *each, output, work, threads): each[0] for each in todo.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prober_folder(name, recipe, work):
@@ -298,6 +318,7 @@ def main(words=None):
     parser.add_argument("--output", help=f"runs, tables, figures (default: {RESULTS.relative_to(ROOT)}/NAME)")
     parser.add_argument("--work", default="build/ablation", help="models, logs, caches (default: %(default)s)")
     parser.add_argument("--study", nargs="+", help="some of the sweep's studies (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on its share of the cores")
     parser.add_argument("--report", action="store_true", help="train nothing, report what is finished")
     arguments = parser.parse_args(words)
     sweep, work = read_sweep(arguments.sweep), Path(arguments.work).resolve()
@@ -306,13 +327,17 @@ def main(words=None):
     unknown = [study for study in studies if study not in sweep["studies"]]
     if unknown:
         raise ValueError(f"no study {', '.join(unknown)} in {arguments.sweep}: it has {', '.join(sweep['studies'])}")
+    if not 1 <= arguments.jobs <= available_cores():
+        raise ValueError(f"--jobs must be from 1 to {available_cores()}, the cores here, got {arguments.jobs}")
     failed = []
     runs = {} if arguments.report else planned_runs(sweep, studies)
     todo = {name: each for name, each in runs.items() if not (output / "runs" / f"{name}.json").is_file()}
-    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="runs", unit="run", disable=not runs) as bar:
-        for name, settings in todo.items():
+    bar = tqdm(total=len(runs), initial=len(runs) - len(todo), desc="runs", unit="run", disable=not runs)
+    with bar, _running(sweep, todo, output, work, arguments.jobs) as started:
+        for finished in as_completed(started):
+            name = started[finished]
             try:
-                run(sweep, name, settings, output, work)
+                finished.result()
             except subprocess.CalledProcessError as error:
                 failed.append(name)
                 bar.write(f"run {name} failed ({error.cmd[1]}), see the logs in {work / name}")

@@ -127,6 +127,12 @@ class ModelArguments:
     freeze_vision: bool = field(
         default=True, metadata={"help": "Keep the vision tower as it is (the paper: frozen); saves its backward pass."}
     )
+    remember_vision: bool = field(
+        default=False,
+        metadata={
+            "help": "On CPUs: compute a frozen tower's features once a medium and keep them in run_dir's cache."
+        },
+    )
     freeze_embeddings: bool = field(
         # The paper freezes them; so does LoRA. A small model trained in full needs them.
         default=False,
@@ -150,8 +156,10 @@ class ModelArguments:
         _check_number(self, "lora_dropout", 0, 1)
         _check_texts(self, "lora_targets")
         _check_text(self, "attn_implementation", optional=True)
-        for name in ("gradient_checkpointing", "freeze_vision", "freeze_embeddings"):
+        for name in ("gradient_checkpointing", "freeze_vision", "remember_vision", "freeze_embeddings"):
             _check_flag(self, name)
+        if self.remember_vision and self.method == "full" and not self.freeze_vision:
+            raise ValueError("remember_vision needs a frozen vision tower: set freeze_vision, or method lora")
         if self.quantization is not None:
             _check_choice(self, "quantization", ("4bit", "8bit"))
             if self.method != "lora":

@@ -180,6 +180,8 @@ def remove_unfinished(folder):
     for leftover in Path(folder).glob("**/.*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        elif leftover.suffix == ".tmp":
+            leftover.unlink(missing_ok=True)
 
 
 def task_names(repo):

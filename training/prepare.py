@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, set_seed
 from huggingface_hub import HfApi
 
 from hub_cards.publish import check_access
+from modeling_gve.vision_memory import VisionMemory
 from training.arguments import (
     DataArguments,
     ModelArguments,
@@ -49,6 +50,7 @@ class Run:
         skipped (list of [`Skipped`]): pairs and negatives that could not be read.
         starts_from ([`ModelArguments`]), data ([`DataArguments`]), training ([`TrainingArguments`]): settings.
         settings (`dict`): all that decides the weights; a checkpoint must agree with it.
+        vision_memory ([`VisionMemory`], *optional*): of the frozen vision tower.
     """
 
     accelerator: Accelerator
@@ -63,6 +65,7 @@ class Run:
     data: DataArguments
     training: TrainingArguments
     settings: dict
+    vision_memory: Any = None
 
     @property
     def sharded(self):
@@ -104,7 +107,13 @@ def prepare(words=None):
     longest = max(training.matryoshka_dims, default=0)
     if longest >= model.config.embedding_dim:
         raise ValueError(f"matryoshka_dims must be below the embedding's {model.config.embedding_dim}, got {longest}")
+    visual = model.backbone.visual
     model = make_trainable(model, starts_from)
+    vision_memory = None
+    if starts_from.remember_vision:
+        if accelerator.device.type != "cpu" or accelerator.distributed_type in SHARDED:
+            raise ValueError("remember_vision is for CPUs with whole weights: leave it out")
+        vision_memory = VisionMemory(visual, Path(training.run_dir) / "cache")
     prober, corpus = None, None
     if starts_from.prober and not checkpoints(training.run_dir):
         prober = load_prober(starts_from.prober, accelerator.device)
@@ -137,6 +146,7 @@ def prepare(words=None):
         data=data,
         training=training,
         settings=settings,
+        vision_memory=vision_memory,
     )
 
 

@@ -205,6 +205,8 @@ def train(run):
                 progress |= {"cursors": cursors, "warnings": warnings, "curriculum": curriculum.state_dict()}
                 progress["mined"] = mined_places(run)
                 save_checkpoint(accelerator, training.run_dir, progress, training.save_total_limit)
+                if run.vision_memory is not None:
+                    run.vision_memory.save()
     bar.close()
     return {
         "step": step,

@@ -1,6 +1,7 @@
 """Sweeps: equal runs once, what is finished is kept, and statistics by hand."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def sweep(tmp_path):
 def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     trained = []
 
-    def run(sweep, name, settings, output, work):
+    def run(sweep, name, settings, output, work, threads):
         if len(trained) == 3:
             raise KeyboardInterrupt
         trained.append(settings)
@@ -86,6 +87,22 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     assert len(trained) == 2 and "## one" in capsys.readouterr().out  # one study alone keeps the others
 
 
+def test_two_jobs_share_the_cores(sweep, tmp_path, monkeypatch):
+    together = threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(ablation, "available_cores", lambda: 8)
+
+    def run(sweep, name, settings, output, work, threads):
+        assert threads == 4
+        if settings.get("probe_pairs") is None:  # the fifth run has no partner
+            together.wait()
+        (output / "runs").mkdir(parents=True, exist_ok=True)
+        (output / "runs" / f"{name}.json").write_text(json.dumps(record(0.5)))
+
+    monkeypatch.setattr(ablation, "run", run)
+    ablation.main(["--sweep", str(sweep), "--output", str(tmp_path), "--work", str(tmp_path), "--jobs", "2"])
+    assert len(list((tmp_path / "runs").iterdir())) == 5
+
+
 def test_every_arm_of_the_shipped_sweep_is_a_valid_recipe(tmp_path):
     sweep = ablation.read_sweep(ablation.SWEEP)
     recipe = yaml.safe_load((ablation.ROOT / sweep["recipe"]).read_text())
@@ -100,6 +117,8 @@ def test_every_arm_of_the_shipped_sweep_is_a_valid_recipe(tmp_path):
 def test_mistakes_in_a_sweep(sweep, tmp_path):
     with pytest.raises(ValueError, match="no study three in .*: it has one, two"):
         ablation.main(["--sweep", str(sweep), "--study", "three", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="--jobs must be from 1 to"):
+        ablation.main(["--sweep", str(sweep), "--jobs", "0", "--output", str(tmp_path)])
     with pytest.raises(ValueError, match="cannot read the sweep"):
         ablation.read_sweep(tmp_path / "none.yaml")
     content = yaml.safe_load(sweep.read_text())
