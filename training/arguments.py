@@ -269,11 +269,12 @@ class TrainingArguments:
     steps_per_epoch: int | None = field(
         default=None, metadata={"help": "Null: the number of pairs over the number of queries a step."}
     )
-    schedule: Literal["pyramid", "reversed", "uniform", "proportional", "temperature"] = field(
+    schedule: Literal["pyramid", "reversed", "uniform", "proportional", "temperature", "difficulty"] = field(
         default="pyramid",
         metadata={
             "help": "`pyramid`: P(k) ~ exp(R_k / sigma) (the paper). `reversed`: hard tasks first. `uniform`: all "
-            "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha."
+            "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha. `difficulty`: by "
+            "what is left of a task's loss."
         },
     )
     sampling_alpha: float = field(

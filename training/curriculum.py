@@ -4,19 +4,24 @@ At the start of every epoch a prober gives each task k a score R_k, the mean cos
 epoch's tasks are drawn with P(k) proportional to exp(R_k / sigma), and sigma rises linearly over the epochs from 0.1
 to 1.0: well-aligned tasks first, all tasks nearly alike at the end. The other schedules exist to be compared with it:
 `reversed` draws P(k) proportional to exp(-R_k / sigma), hard tasks first; `uniform` draws every task alike;
-`proportional` by the task's number of pairs n_k; `temperature` by n_k to the power of `sampling_alpha`.
+`proportional` by the task's number of pairs n_k; `temperature` by n_k to the power of `sampling_alpha`; `difficulty`
+by D_k, the share of its loss that a task has still to lose, measured on the probe's pairs. A mean cosine says how near
+a task's two modalities lie in the prober's space; D_k says whether it tells one pair from another.
 
 Everything here is a function of the settings, the seed and the R_k, so that all ranks draw the same task and a resumed
 run draws what the uninterrupted one would have drawn.
 """
 
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from scipy.special import logsumexp
 
 
-SCHEDULES = ("pyramid", "reversed", "uniform", "proportional", "temperature")
+SCHEDULES = ("pyramid", "reversed", "uniform", "proportional", "temperature", "difficulty")
+# Not in the paper: added to every D_k of the `difficulty` schedule, so that no task is ever forgotten.
+LEAST_DIFFICULTY = 0.02
 
 
 def sigma_at(epoch, epochs, sigma_min=0.1, sigma_max=1.0):
@@ -74,6 +79,27 @@ def size_probabilities(sizes, alpha):
     return weights / weights.sum()
 
 
+def probe_difficulty(similarities, same, temperature):
+    """D_k: the probe's symmetric InfoNCE over what random embeddings would have. Not in the paper.
+
+    Args:
+        similarities (`np.ndarray` of shape `(n, n)`): cosines of the probe's queries with its targets.
+        same (`np.ndarray` of shape `(n, n)`, bool): pairs of one content or source, whose targets are no negatives.
+        temperature (`float`): of the loss.
+
+    Returns:
+        `float`: 0 where every pair is told from the others, 1 at chance, more if worse; 0 for a single pair.
+    """
+    count = len(similarities)
+    if count < 2:
+        return 0.0
+    logits = np.asarray(similarities, dtype=np.float64) / temperature
+    positives = logits.diagonal()
+    logits = np.where(same & ~np.eye(count, dtype=bool), -np.inf, logits)
+    losses = [logsumexp(logits, axis=axis) - positives for axis in (0, 1)]
+    return float(np.mean(losses) / np.log(count))
+
+
 def probe_sample(task, size, count, seed):
     """Rows of a task that the prober scores: `min(count, size)` different ones, sorted, drawn once for all epochs.
 
@@ -92,12 +118,14 @@ class EpochPlan:
         sigma (`float`): the scheduler's temperature.
         relevance (`dict[str, float]`): R_k by task.
         probabilities (`dict[str, float]`): P(k) by task.
+        difficulty (`dict[str, float]`): D_k by task, see [`probe_difficulty`].
     """
 
     epoch: int
     sigma: float
     relevance: dict
     probabilities: dict
+    difficulty: dict = field(default_factory=dict)
 
 
 class Curriculum:
@@ -137,12 +165,13 @@ class Curriculum:
         self.schedule, self.sigma_min, self.sigma_max, self.seed = schedule, sigma_min, sigma_max, seed
         self.history = []
 
-    def start_epoch(self, epoch, relevance):
+    def start_epoch(self, epoch, relevance, difficulty=None):
         """Fix an epoch's probabilities from the prober's scores.
 
         Args:
             epoch (`int`): from 0; epochs start in order.
             relevance (`dict[str, float]`): R_k of every task.
+            difficulty (`dict[str, float]`, *optional*): D_k of every task; the schedule of that name needs it.
 
         Returns:
             [`EpochPlan`], also appended to `history`.
@@ -151,7 +180,8 @@ class Curriculum:
             raise ValueError(f"epoch {len(self.history)} starts next, got {epoch}")
         sigma = sigma_at(epoch, self.epochs, self.sigma_min, self.sigma_max)
         scores = [relevance[task] for task in self.tasks]
-        probabilities = self._probabilities(scores, sigma)
+        difficulty = difficulty or {}
+        probabilities = self._probabilities(scores, sigma, difficulty)
         if self.upsampling:
             probabilities = probabilities * [self.upsampling.get(task, 1.0) for task in self.tasks]
             probabilities /= probabilities.sum()
@@ -160,17 +190,21 @@ class Curriculum:
             sigma,
             {task: float(score) for task, score in zip(self.tasks, scores)},
             {task: float(p) for task, p in zip(self.tasks, probabilities)},
+            {task: float(difficulty[task]) for task in self.tasks if task in difficulty},
         )
         self.history.append(plan)
         return plan
 
-    def _probabilities(self, scores, sigma):
+    def _probabilities(self, scores, sigma, difficulty):
         if self.schedule == "pyramid":
             return task_probabilities(scores, sigma)
         if self.schedule == "reversed":
             return task_probabilities([-score for score in scores], sigma)
         if self.schedule == "uniform":
             return np.full(len(self.tasks), 1 / len(self.tasks))
+        if self.schedule == "difficulty":
+            left = np.array([difficulty[task] for task in self.tasks]) + LEAST_DIFFICULTY
+            return left / left.sum()
         alpha = 1.0 if self.schedule == "proportional" else self.sampling_alpha
         return size_probabilities([self.sizes[task] for task in self.tasks], alpha)
 

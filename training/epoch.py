@@ -5,9 +5,9 @@ import json
 from functools import partial
 
 import numpy as np
-import torch
+from accelerate.utils import gather_object
 
-from training.curriculum import Curriculum
+from training.curriculum import Curriculum, probe_difficulty
 from training.embedding import embed_sides, inner
 from training.mine import MiningRules, give_mined, mine_streams
 from training.weights import weights_digest
@@ -36,7 +36,7 @@ def make_curriculum(run):
 def start_epoch(run, encoder, curriculum, epoch):
     """Probe the tasks, fix the epoch's probabilities and mine negatives if asked: [`EpochPlan`]."""
     prober = run.prober if epoch == 0 else None
-    plan = curriculum.start_epoch(epoch, probe(run, encoder, prober))
+    plan = curriculum.start_epoch(epoch, *probe(run, encoder, prober))
     if run.corpus is not None and (epoch == 0 or run.training.mine_every_epoch):
         if prober is not None and not all(map(prober.reads, run.corpus.sides)):
             raise ValueError(f"prober {run.starts_from.prober!r} cannot read all of the corpus: choose one that can")
@@ -59,7 +59,9 @@ def mining_rules(training):
 
 
 def probe(run, encoder, prober=None):
-    """R_k of every task: the mean cosine of N_p of its positive pairs, the same pairs at every call.
+    """R_k and D_k of every task from N_p of its positive pairs, the same pairs at every call.
+
+    R_k is their mean cosine; D_k says how well they are told from each other, see [`probe_difficulty`].
 
     # Not in the paper: a task that the prober cannot read (video, for one of texts) gets the mean of the others.
 
@@ -69,37 +71,53 @@ def probe(run, encoder, prober=None):
         prober (*optional*): an embedder as in [`Run`].
 
     Returns:
-        `dict[str, float]`: the same on every rank.
+        `tuple` of two `dict[str, float]`, relevance and difficulty: the same on every rank.
 
     Raises:
         ValueError: the prober reads no task at all.
     """
-    accelerator = run.accelerator
+    rank, ranks = run.accelerator.process_index, run.accelerator.num_processes
     encoder = inner(run, encoder)
     encoder.eval()  # DeepSpeed's returns nothing
-    relevance = {}
+    relevance, difficulty = {}, {}
     for task, stream in run.streams.items():
         pairs, store = stream.probe_pairs(run.training.probe_pairs, run.training.seed)
         if prober is not None:
             pairs = [pair for pair in pairs if prober.reads(pair.query) and prober.reads(pair.target)]
-        mine = pairs[accelerator.process_index :: accelerator.num_processes]
+        mine = pairs[rank::ranks]
         count = len(mine)
         if run.sharded:  # as many on every rank; what fills up is not counted
-            mine = mine + pairs[:1] * (-(-len(pairs) // accelerator.num_processes) - count)
-        total = torch.zeros(2, dtype=torch.float64)
+            mine = mine + pairs[:1] * (-(-len(pairs) // ranks) - count)
+        parts = []
         for start in range(0, len(mine), PROBE_BATCH):
             part = mine[start : start + PROBE_BATCH]
             sides = [(pair.query, pair.instruction) for pair in part] + [(pair.target, None) for pair in part]
-            queries, targets = embed_sides(run, encoder, sides, store, prober).double().chunk(2)
-            counted = (queries * targets)[: max(count - start, 0)]
-            total += torch.tensor([counted.sum().item(), len(counted)])
-        total = accelerator.reduce(total.to(accelerator.device), reduction="sum")
-        relevance[task] = (total[0] / total[1]).item() if total[1] else None
-    known = [score for score in relevance.values() if score is not None]
-    if not known:
+            parts.append(np.stack(embed_sides(run, encoder, sides, store, prober).double().chunk(2)))
+        everywhere = gather_object([np.concatenate(parts, axis=1)[:, :count] if parts else None])
+        if not pairs:
+            continue
+        rows = np.empty((2, len(pairs), everywhere[0].shape[-1]))
+        for first, part in enumerate(everywhere[: len(pairs)]):
+            rows[:, first::ranks] = part
+        queries, targets = rows
+        relevance[task] = float((queries * targets).sum(axis=1).mean())
+        difficulty[task] = probe_difficulty(queries @ targets.T, same_content(pairs), run.training.temperature)
+    if not relevance:
         raise ValueError(f"prober {run.starts_from.prober!r} reads no task; it needs their modalities")
     encoder.train()
-    return {task: float(np.mean(known)) if score is None else score for task, score in relevance.items()}
+    return tuple(
+        {task: scores.get(task, float(np.mean(list(scores.values())))) for task in run.streams}
+        for scores in (relevance, difficulty)
+    )
+
+
+def same_content(pairs):
+    """Which of n pairs share query, target or source: `(n, n)`, bool."""
+    columns = [[pair.query for pair in pairs], [pair.target for pair in pairs], [pair.source_id for pair in pairs]]
+    codes = [[column.index(value) for value in column] for column in columns]
+    if None in columns[2]:  # nothing is known of it
+        codes[2] = [-1 - row if value is None else code for row, (value, code) in enumerate(zip(columns[2], codes[2]))]
+    return np.any([np.equal.outer(code, code) for code in map(np.array, codes)], axis=0)
 
 
 def mined_places(run):

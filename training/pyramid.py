@@ -235,8 +235,9 @@ def tracked(metrics):
 
 
 def tracked_plan(plan):
-    """R_k, P(k) and sigma of an epoch for a tracker."""
+    """R_k, D_k, P(k) and sigma of an epoch for a tracker."""
     values = {f"R/{task}": score for task, score in plan.relevance.items()}
+    values |= {f"D/{task}": score for task, score in plan.difficulty.items()}
     return values | {f"P/{task}": share for task, share in plan.probabilities.items()} | {"sigma": plan.sigma}
 
 

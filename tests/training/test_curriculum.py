@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from training.curriculum import Curriculum, probe_sample, sigma_at, task_probabilities
+from training.curriculum import Curriculum, probe_difficulty, probe_sample, sigma_at, task_probabilities
+from training.epoch import same_content
+from training.pairs import Pair, Side
 
 
 RELEVANCE = {"t2t": 0.9, "t2v": 0.4, "v2v": 0.7}
@@ -82,6 +84,25 @@ def test_other_schedules_in_closed_form(settings, expected):
     assert list(plan.probabilities.values()) == pytest.approx(expected)
 
 
+def test_difficulty_in_closed_form():
+    same = np.eye(4, dtype=bool)
+    assert probe_difficulty(np.zeros((4, 4)), same, 0.03) == pytest.approx(1)  # chance
+    assert probe_difficulty(np.eye(4), same, 0.03) == pytest.approx(0, abs=1e-12)
+    assert probe_difficulty(1 - np.eye(4), same, 0.5) == pytest.approx(math.log(1 + 3 * math.exp(2)) / math.log(4))
+    assert probe_difficulty([[0.3]], same[:1, :1], 0.03) == 0
+    # Two pairs of one source are no negatives of each other: two are left of three.
+    same[0, 1] = same[1, 0] = True
+    expected = (2 * math.log(3) + 2 * math.log(4)) / 4 / math.log(4)
+    assert probe_difficulty(np.zeros((4, 4)), same, 0.03) == pytest.approx(expected)
+
+
+def test_difficulty_schedule_goes_by_what_is_left():
+    curriculum = Curriculum(RELEVANCE, 2, 10, schedule="difficulty")
+    plan = curriculum.start_epoch(0, RELEVANCE, {"t2t": 0.08, "t2v": 0.58, "v2v": 0.28})
+    assert list(plan.probabilities.values()) == pytest.approx([0.1, 0.6, 0.3])
+    assert curriculum.state_dict()["history"][0]["difficulty"]["t2v"] == 0.58
+
+
 def test_reversed_is_hard_tasks_first():
     """P of the pyramid times P of its reversal is the same for every task."""
     plans = [Curriculum(RELEVANCE, 2, 10, schedule=name).start_epoch(0, RELEVANCE) for name in ("pyramid", "reversed")]
@@ -108,3 +129,13 @@ def test_probe_sample_is_one_for_all_epochs():
     assert rows == probe_sample("t2v", 100, 20, seed=1) != probe_sample("v2v", 100, 20, seed=1)
     assert len(set(rows)) == 20
     assert probe_sample("t2v", 5, 20, seed=1) == list(np.arange(5))
+
+
+def test_pairs_of_one_content_or_source():
+    def pair(query, target, source):
+        return Pair(Side(query), Side(target), (), None, source)
+
+    pairs = [pair("a", "x", "1"), pair("b", "x", "2"), pair("c", "y", "2"), pair("d", "z", None), pair("e", "w", None)]
+    same = same_content(pairs)
+    assert same.tolist() == same.T.tolist()
+    assert {(row, column) for row, column in zip(*same.nonzero()) if row < column} == {(0, 1), (1, 2)}
