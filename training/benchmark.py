@@ -13,7 +13,6 @@ the kernel (VmHWM), `memory` samples.
 """
 
 import argparse
-import ctypes
 import gc
 import io
 import json
@@ -38,7 +37,7 @@ from modeling_gve.configuration_gve import DEFAULT_INSTRUCTION
 from modeling_gve.video_gve import decode_video
 from training.arguments import ModelArguments
 from training.collate import PairCollator
-from training.gradcache import cached_step
+from training.gradcache import cached_step, return_freed_memory
 from training.losses import symmetric_info_nce
 from training.pairs import FrameStore, PairStream, available_cores
 from training.record import StepLog
@@ -77,7 +76,7 @@ class AnonymousPeak:
 
     def __enter__(self):
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()
         self._before = self._highest = self._now()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -6,6 +6,7 @@ patches of their own images and videos, so nothing has to be cut by `grid_thw` a
 """
 
 import contextlib
+import ctypes
 
 import torch
 
@@ -22,6 +23,13 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def return_freed_memory():
+    """Give what malloc keeps of freed memory back to the system, where its malloc can (glibc)."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nullcontext):
@@ -50,6 +58,9 @@ def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nul
     gradients = embeddings.grad.split([len(part) for part in rows])
     for number, (group, state, gradient) in enumerate(zip(groups, states, gradients), 1):
         state.restore()
+        if device.type == "cpu":
+            # The more groups of unlike size, the more malloc has cut its heap into pieces that the next cannot use.
+            return_freed_memory()
         with contextlib.nullcontext() if number == len(groups) else no_sync():
             backward((embed(group) * gradient).sum())
     after.restore()
