@@ -77,11 +77,11 @@ def report_skipped(run):
 
 
 def draw_curriculum(history, path):
-    """Plot R_k, P(k) and the share of the draws of each task by epoch.
+    """Plot R_k, D_k, P(k) and the share of the draws of each task by epoch.
 
     Args:
-        history (list of `dict`): of each epoch `epoch`, `relevance`, `probabilities` and `draws`, the last three by
-            task.
+        history (list of `dict`): of each epoch `epoch`, `relevance`, `difficulty`, `probabilities` and `draws`, all
+            but the first by task.
         path (`str` or `os.PathLike`): the picture to write.
     """
     import matplotlib  # slow to import, and needed at the end of a run only
@@ -89,16 +89,18 @@ def draw_curriculum(history, path):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.5), layout="constrained")
     epochs = [plan["epoch"] + 1 for plan in history]
     for task in history[0]["probabilities"]:
         shares = [plan["draws"].get(task, 0) / sum(plan["draws"].values()) for plan in history]
-        curves = [[plan[name][task] for plan in history] for name in ("relevance", "probabilities")] + [shares]
+        curves = [[plan[name][task] for plan in history] for name in ("relevance", "difficulty", "probabilities")]
+        curves.append(shares)
         for axis, values in zip(axes, curves):
             axis.plot(epochs, values, marker="o", label=task)
-    for axis, title in zip(axes, ("R_k: mean cosine of the probe", "P(k)", "share of the steps")):
+    titles = ("R_k: mean cosine of the probe", "D_k: what is left of its loss", "P(k)", "share of the steps")
+    for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="epoch", xticks=epochs)
-    axes[2].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
