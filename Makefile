@@ -14,7 +14,8 @@ demo: $(INSTALLED)
 	$(LAUNCH) training/pyramid.py --config training/recipes/gve_mini.yaml
 	$(LAUNCH) evaluate_metrics/run_uvrb.py --model $(HUB)/gve-mini --benchmark $(HUB)/uvrb-mini \
 	    --baseline training/gve-mini-base random --dtype float32 --output build/eval/gve-mini
-	$(BIN)/python -m hub_cards.assemble --model gve-mini --results build/eval/gve-mini
+	$(BIN)/python -m hub_cards.assemble --model gve-mini --results build/eval/gve-mini \
+	    --ablation training/ablation_results/ablation_mini
 	$(BIN)/python -m hub_cards.prove --base $(HUB)
 	@cat build/eval/gve-mini/results.md
 	@echo "Repos: $(HUB)/gve-mini uvrb-mini uvrd-mini uvrb_retrieval uvrb_abilities"

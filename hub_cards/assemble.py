@@ -1,11 +1,12 @@
 """Completes `build/hub/<namespace>` so that each folder in it is a repo ready to be pushed.
 
 ```bash
-python -m hub_cards.assemble --model gve-mini --results build/eval/gve-mini
+python -m hub_cards.assemble --model gve-mini --results build/eval/gve-mini \
+    --ablation training/ablation_results/ablation_mini
 ```
 
 The model and the two dataset repos lie there already: training and the builders write to these folders. This adds the
-metric repos, the results of `evaluate_metrics/run_uvrb.py` beside the model, and every card.
+metric repos, the results of `evaluate_metrics/run_uvrb.py` and `training.ablation` beside the model, and every card.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import evaluate_metrics
-from hub_cards.render import read_results, render_repo
+from hub_cards.render import ABLATION, read_results, render_repo
 from hub_cards.repos import METRICS, repo_folder, repo_names, run_command
 
 
@@ -53,7 +54,21 @@ def add_results(results_dir, model_dir):
         shutil.copyfile(source / "radar.png", target / f"{benchmark}.png")
 
 
-def assemble(root, namespace="org", model="gve-mini", results_dir=None):
+def add_ablation(ablation_dir, model_dir):
+    """Copy a sweep's tables and figures beside the model that its recipe makes.
+
+    Raises:
+        ValueError: `ablation_dir` holds none.
+    """
+    source, target = Path(ablation_dir), Path(model_dir) / ABLATION
+    if not (source / "results.json").is_file():
+        raise ValueError(f"no results.json in {source}; run python -m training.ablation --report")
+    target.mkdir(exist_ok=True)
+    for path in (source / "results.json", *source.glob("*.png")):
+        shutil.copyfile(path, target / path.name)
+
+
+def assemble(root, namespace="org", model="gve-mini", results_dir=None, ablation_dir=None):
     """Add what is missing and write all cards.
 
     Args:
@@ -61,6 +76,7 @@ def assemble(root, namespace="org", model="gve-mini", results_dir=None):
         namespace (`str`): whose repos.
         model (`str`): name of the model repo that the results belong to.
         results_dir (`str` or `Path`, *optional*): output folder of `run_uvrb.py`.
+        ablation_dir (`str` or `Path`, *optional*): output folder of `training.ablation`.
 
     Returns:
         `list[Path]`: the repos.
@@ -70,6 +86,8 @@ def assemble(root, namespace="org", model="gve-mini", results_dir=None):
     """
     if results_dir is not None:
         add_results(results_dir, repo_folder(root, namespace, model))
+    if ablation_dir is not None:
+        add_ablation(ablation_dir, repo_folder(root, namespace, model))
     for name in METRICS:
         copy_metric(name, Path(root) / namespace / name, namespace)
     folders = [repo_folder(root, namespace, name) for name in repo_names(root, namespace)]
@@ -84,8 +102,10 @@ def main(words=None):
     parser.add_argument("--namespace", default="org", help="whose repos (default: %(default)s)")
     parser.add_argument("--model", default="gve-mini", help="repo that the results belong to (default: %(default)s)")
     parser.add_argument("--results", help="output folder of evaluate_metrics/run_uvrb.py")
+    parser.add_argument("--ablation", help="output folder of training.ablation with the model's recipe")
     arguments = parser.parse_args(words)
-    for folder in assemble(arguments.root, arguments.namespace, arguments.model, arguments.results):
+    places = arguments.results, arguments.ablation
+    for folder in assemble(arguments.root, arguments.namespace, arguments.model, *places):
         print(folder)
 
 

@@ -6,7 +6,8 @@ python -m hub_cards.render --namespace me --repo gve-mini   # one of them
 ```
 
 A model's card is made of its `config.json`, its weights, what the training run left (`training_run.json`,
-`curriculum.png`) and `results/*.json` (written by `evaluate_metrics/run_uvrb.py`, put there by `hub_cards.assemble`);
+`curriculum.png`), `results/*.json` (written by `evaluate_metrics/run_uvrb.py`) and `ablation/results.json` (by
+`training.ablation`; `hub_cards.assemble` puts both there);
 a dataset's card of its Parquet files, its build record and the metadata that its builder wrote, which is kept. The
 metrics' cards are written by hand.
 """
@@ -30,6 +31,7 @@ from hub_cards.repos import METRICS, metadata, repo_folder, repo_names, repo_typ
 
 TRAINING_RECORD = "training_run.json"
 CURRICULUM_PLOT = "curriculum.png"
+ABLATION = "ablation"
 BUILD_RECORD = "mini.json"
 UVRB_RECORD, UVRB_REPORT = "uvrb.json", "report.json"
 PAPER = "https://arxiv.org/abs/2510.27571"
@@ -93,6 +95,7 @@ def render_model_card(model_dir, namespace="org"):
         benchmark=results[0]["benchmark"] if results else f"{namespace}/uvrb-mini",
         results=results,
         record=record,
+        ablation=_ablation(folder / ABLATION),
         curriculum=CURRICULUM_PLOT if (folder / CURRICULUM_PLOT).is_file() else None,
     )
     return _card(ModelCard, data, text)
@@ -200,6 +203,16 @@ def _training_record(path):
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; train again, or remove it")
     return record
+
+
+def _ablation(folder):
+    """Studies of a sweep with the figures beside them; `None` where there was none."""
+    if not folder.is_dir():
+        return None
+    studies = _read_json(folder / "results.json")
+    for name, study in studies.items():
+        study["figure"] = f"{ABLATION}/{name}.png" if (folder / f"{name}.png").is_file() else None
+    return studies
 
 
 def _hub_name(path, namespace):

@@ -248,8 +248,8 @@ def report(sweep, output):
         runs, reference = finished_runs(sweep, study, output), sweep["studies"][study]["reference"]
         if sum(map(bool, runs.values())) < 2:
             continue
-        summaries[study] = summarise(runs, reference)
-        lines += [f"## {study}", "", *_table(summaries[study], reference), ""]
+        summaries[study] = {"reference": reference, "arms": summarise(runs, reference)}
+        lines += [f"## {study}", "", *_table(summaries[study]["arms"], reference), ""]
         draw(runs, reference, study, output / f"{study}.png")
     text = json.dumps(summaries, indent=1) + "\n"
     write_atomically(output / "results.json", lambda file: file.write(text.encode()))

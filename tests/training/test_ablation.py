@@ -81,7 +81,7 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     assert len(together) == len(set(together)) == 5
     assert "| plain | 2 | 0.150 ± 0.071 |" in capsys.readouterr().out
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["two"]["other"]["TXT"]["difference"] == pytest.approx(4)
+    assert results["two"]["arms"]["other"]["TXT"]["difference"] == pytest.approx(4)
     assert (tmp_path / "out/one.png").stat().st_size > 1000
     ablation.main([*words, "--study", "two"])
     assert len(trained) == 2 and "## one" in capsys.readouterr().out  # one study alone keeps the others
