@@ -11,7 +11,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 # Builds the data, trains GVE-mini, judges it beside its base, lays out the Hub repos and loads them back as a stranger would.
 demo: $(INSTALLED)
 	$(BIN)/python -m dataset_builders.mini
-	$(LAUNCH) training/pyramid.py --config training/recipes/gve_mini.yaml
+	$(LAUNCH) training/pyramid.py --config training/recipes/gve_mini.yaml --remember_vision true
 	$(LAUNCH) evaluate_metrics/run_uvrb.py --model $(HUB)/gve-mini --benchmark $(HUB)/uvrb-mini \
 	    --baseline training/gve-mini-base random --dtype float32 --output build/eval/gve-mini
 	$(BIN)/python -m hub_cards.assemble --model gve-mini --results build/eval/gve-mini \
