@@ -269,13 +269,15 @@ class TrainingArguments:
     steps_per_epoch: int | None = field(
         default=None, metadata={"help": "Null: the number of pairs over the number of queries a step."}
     )
-    schedule: Literal["pyramid", "reversed", "uniform", "proportional", "temperature", "difficulty"] = field(
-        default="pyramid",
-        metadata={
-            "help": "`pyramid`: P(k) ~ exp(R_k / sigma) (the paper). `reversed`: hard tasks first. `uniform`: all "
-            "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha. `difficulty`: by "
-            "what is left of a task's loss."
-        },
+    schedule: Literal["pyramid", "reversed", "uniform", "proportional", "temperature", "difficulty", "progress"] = (
+        field(
+            default="pyramid",
+            metadata={
+                "help": "`pyramid`: P(k) ~ exp(R_k / sigma) (the paper). `reversed`: hard tasks first. `uniform`: all "
+                "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha. `difficulty`: by "
+                "what is left of a task's loss. `progress`: by what the last epoch took of it."
+            },
+        )
     )
     sampling_alpha: float = field(
         default=0.5, metadata={"help": "Exponent of the `temperature` schedule: 0 is uniform, 1 proportional."}

@@ -5,8 +5,9 @@ epoch's tasks are drawn with P(k) proportional to exp(R_k / sigma), and sigma ri
 to 1.0: well-aligned tasks first, all tasks nearly alike at the end. The other schedules exist to be compared with it:
 `reversed` draws P(k) proportional to exp(-R_k / sigma), hard tasks first; `uniform` draws every task alike;
 `proportional` by the task's number of pairs n_k; `temperature` by n_k to the power of `sampling_alpha`; `difficulty`
-by D_k, the share of its loss that a task has still to lose, measured on the probe's pairs. A mean cosine says how near
-a task's two modalities lie in the prober's space; D_k says whether it tells one pair from another.
+by D_k, the share of its loss that a task has still to lose, measured on the probe's pairs; `progress` by how much of
+D_k the last epoch took away, all alike in the first. A mean cosine says how near a task's two modalities lie in the
+prober's space; D_k says whether one pair is told from another, and its fall whether the task can be learnt at all.
 
 Everything here is a function of the settings, the seed and the R_k, so that all ranks draw the same task and a resumed
 run draws what the uninterrupted one would have drawn.
@@ -19,9 +20,9 @@ import numpy as np
 from scipy.special import logsumexp
 
 
-SCHEDULES = ("pyramid", "reversed", "uniform", "proportional", "temperature", "difficulty")
-# Not in the paper: added to every D_k of the `difficulty` schedule, so that no task is ever forgotten.
-LEAST_DIFFICULTY = 0.02
+SCHEDULES = ("pyramid", "reversed", "uniform", "proportional", "temperature", "difficulty", "progress")
+# Not in the paper: added to every D_k, or its fall, by the schedules that go by them, so that no task is forgotten.
+LEAST_WEIGHT = 0.02
 
 
 def sigma_at(epoch, epochs, sigma_min=0.1, sigma_max=1.0):
@@ -171,7 +172,7 @@ class Curriculum:
         Args:
             epoch (`int`): from 0; epochs start in order.
             relevance (`dict[str, float]`): R_k of every task.
-            difficulty (`dict[str, float]`, *optional*): D_k of every task; the schedule of that name needs it.
+            difficulty (`dict[str, float]`, *optional*): D_k of every task; `difficulty` and `progress` need it.
 
         Returns:
             [`EpochPlan`], also appended to `history`.
@@ -200,11 +201,14 @@ class Curriculum:
             return task_probabilities(scores, sigma)
         if self.schedule == "reversed":
             return task_probabilities([-score for score in scores], sigma)
-        if self.schedule == "uniform":
+        if self.schedule == "uniform" or (self.schedule == "progress" and not self.history):
             return np.full(len(self.tasks), 1 / len(self.tasks))
-        if self.schedule == "difficulty":
-            left = np.array([difficulty[task] for task in self.tasks]) + LEAST_DIFFICULTY
-            return left / left.sum()
+        if self.schedule in ("difficulty", "progress"):
+            weights = np.array([difficulty[task] for task in self.tasks])
+            if self.schedule == "progress":
+                weights = [self.history[-1].difficulty[task] for task in self.tasks] - weights
+            weights = weights.clip(min=0) + LEAST_WEIGHT
+            return weights / weights.sum()
         alpha = 1.0 if self.schedule == "proportional" else self.sampling_alpha
         return size_probabilities([self.sizes[task] for task in self.tasks], alpha)
 

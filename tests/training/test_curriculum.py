@@ -103,6 +103,14 @@ def test_difficulty_schedule_goes_by_what_is_left():
     assert curriculum.state_dict()["history"][0]["difficulty"]["t2v"] == 0.58
 
 
+def test_progress_schedule_goes_by_what_the_last_epoch_took():
+    curriculum = Curriculum(RELEVANCE, 3, 10, schedule="progress")
+    first = curriculum.start_epoch(0, RELEVANCE, {"t2t": 1.0, "t2v": 1.0, "v2v": 1.0})
+    assert list(first.probabilities.values()) == pytest.approx([1 / 3] * 3)
+    plan = curriculum.start_epoch(1, RELEVANCE, {"t2t": 0.82, "t2v": 0.28, "v2v": 1.3})  # v2v got worse
+    assert list(plan.probabilities.values()) == pytest.approx([0.2 / 0.96, 0.74 / 0.96, 0.02 / 0.96])
+
+
 def test_reversed_is_hard_tasks_first():
     """P of the pyramid times P of its reversal is the same for every task."""
     plans = [Curriculum(RELEVANCE, 2, 10, schedule=name).start_epoch(0, RELEVANCE) for name in ("pyramid", "reversed")]
