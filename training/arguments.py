@@ -274,8 +274,8 @@ class TrainingArguments:
             default="pyramid",
             metadata={
                 "help": "`pyramid`: P(k) ~ exp(R_k / sigma) (the paper). `reversed`: hard tasks first. `uniform`: all "
-                "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha. `difficulty`: by "
-                "what is left of a task's loss. `progress`: by what the last epoch took of it."
+                "alike. `proportional`: by size. `temperature`: by size to the power of sampling_alpha. `difficulty`: "
+                "by what is left of a task's loss. `progress`: by what the last epoch took of it."
             },
         )
     )
