@@ -95,8 +95,8 @@ def test_two_jobs_share_the_cores(sweep, tmp_path, monkeypatch):
         assert threads == 4
         if settings.get("probe_pairs") is None:  # the fifth run has no partner
             together.wait()
-        (output / "runs").mkdir(parents=True, exist_ok=True)
-        (output / "runs" / f"{name}.json").write_text(json.dumps(record(0.5)))
+        text = json.dumps(record(0.5)).encode()
+        ablation.write_atomically(output / "runs" / f"{name}.json", lambda file: file.write(text))
 
     monkeypatch.setattr(ablation, "run", run)
     ablation.main(["--sweep", str(sweep), "--output", str(tmp_path), "--work", str(tmp_path), "--jobs", "2"])
