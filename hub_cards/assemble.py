@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import evaluate_metrics
-from hub_cards.render import ABLATION, read_results, render_repo
+from hub_cards.render import ABLATION, SUMMARY, read_results, render_repo
 from hub_cards.repos import METRICS, repo_folder, repo_names, run_command
 
 
@@ -55,16 +55,16 @@ def add_results(results_dir, model_dir):
 
 
 def add_ablation(ablation_dir, model_dir):
-    """Copy a sweep's tables and figures beside the model that its recipe makes.
+    """Copy a sweep's summary and figures beside the model that its recipe makes.
 
     Raises:
         ValueError: `ablation_dir` holds none.
     """
     source, target = Path(ablation_dir), Path(model_dir) / ABLATION
-    if not (source / "results.json").is_file():
-        raise ValueError(f"no results.json in {source}; run python -m training.ablation --report")
+    if not (source / SUMMARY).is_file():
+        raise ValueError(f"no {SUMMARY} in {source}; run python -m training.ablation --report")
     target.mkdir(exist_ok=True)
-    for path in (source / "results.json", *source.glob("*.png")):
+    for path in (source / SUMMARY, *source.glob("*.png")):
         shutil.copyfile(path, target / path.name)
 
 

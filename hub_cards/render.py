@@ -6,7 +6,7 @@ python -m hub_cards.render --namespace me --repo gve-mini   # one of them
 ```
 
 A model's card is made of its `config.json`, its weights, what the training run left (`training_run.json`,
-`curriculum.png`), `results/*.json` (written by `evaluate_metrics/run_uvrb.py`) and `ablation/results.json` (by
+`curriculum.png`), `results/*.json` (written by `evaluate_metrics/run_uvrb.py`) and `ablation/summary.md` (by
 `training.ablation`; `hub_cards.assemble` puts both there);
 a dataset's card of its Parquet files, its build record and the metadata that its builder wrote, which is kept. The
 metrics' cards are written by hand.
@@ -31,7 +31,7 @@ from hub_cards.repos import METRICS, metadata, repo_folder, repo_names, repo_typ
 
 TRAINING_RECORD = "training_run.json"
 CURRICULUM_PLOT = "curriculum.png"
-ABLATION = "ablation"
+ABLATION, SUMMARY = "ablation", "summary.md"
 BUILD_RECORD = "mini.json"
 UVRB_RECORD, UVRB_REPORT = "uvrb.json", "report.json"
 PAPER = "https://arxiv.org/abs/2510.27571"
@@ -206,13 +206,11 @@ def _training_record(path):
 
 
 def _ablation(folder):
-    """Studies of a sweep with the figures beside them; `None` where there was none."""
-    if not folder.is_dir():
+    """Summary of a sweep and the figures beside it, by study; `None` where there was none."""
+    if not (folder / SUMMARY).is_file():
         return None
-    studies = _read_json(folder / "results.json")
-    for name, study in studies.items():
-        study["figure"] = f"{ABLATION}/{name}.png" if (folder / f"{name}.png").is_file() else None
-    return studies
+    figures = {path.stem.replace("_", " "): f"{ABLATION}/{path.name}" for path in sorted(folder.glob("*.png"))}
+    return {"summary": (folder / SUMMARY).read_text(encoding="utf-8").strip(), "figures": figures}
 
 
 def _hub_name(path, namespace):

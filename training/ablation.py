@@ -242,19 +242,41 @@ def summarise(runs, reference):
 
 
 def report(sweep, output):
-    """Write `results.json`, `results.md` and a figure for each study with runs of two arms; returns the tables."""
+    """Write `results.json`, `results.md`, `summary.md` and a figure for each study with runs of two arms.
+
+    Returns:
+        `str`: the summary, a line an arm.
+    """
     summaries, lines = {}, []
     for study in sweep["studies"]:
         runs, reference = finished_runs(sweep, study, output), sweep["studies"][study]["reference"]
         if sum(map(bool, runs.values())) < 2:
             continue
-        summaries[study] = {"reference": reference, "arms": summarise(runs, reference)}
-        lines += [f"## {study}", "", *_table(summaries[study]["arms"], reference), ""]
+        summaries[study] = summarise(runs, reference)
+        lines += [f"## {study}", "", *_table(summaries[study], reference), ""]
         draw(runs, reference, study, output / f"{study}.png")
     text = json.dumps(summaries, indent=1) + "\n"
     write_atomically(output / "results.json", lambda file: file.write(text.encode()))
     write_atomically(output / "results.md", lambda file: file.write(("\n".join(lines)).encode()))
-    return "\n".join(lines)
+    summary = "\n".join(_summary(sweep, summaries)) + "\n"
+    write_atomically(output / "summary.md", lambda file: file.write(summary.encode()))
+    return summary
+
+
+def _summary(sweep, summaries):
+    """One table of all studies, by the average over abilities alone."""
+    yield "| study | arm | seeds | average over abilities | difference to the reference | p |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for study, arms in summaries.items():
+        for arm, abilities in arms.items():
+            found, is_reference = abilities["avg_abilities"], arm == sweep["studies"][study]["reference"]
+            if not found["seeds"]:
+                continue
+            name = f"{arm} (reference)" if is_reference else arm
+            mean = f"{found['mean']:.3f}" + (f" ± {found['deviation']:.3f}" if found["deviation"] is not None else "")
+            difference = "" if is_reference or found["difference"] is None else f"{found['difference']:+.3f}"
+            p = "" if found["p"] is None else f"{found['p']:.2f}"
+            yield f"| {study.replace('_', ' ')} | {name} | {found['seeds']} | {mean} | {difference} | {p} |"
 
 
 def _table(summary, reference):

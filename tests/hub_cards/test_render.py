@@ -61,20 +61,14 @@ def test_model_card_states_results_training_and_calls(root):
 
 def test_model_card_says_what_a_sweep_found(root):
     folder, sweep = root / "org" / "gve-mini", root / "sweep"
-    with pytest.raises(ValueError, match="no results.json in .*sweep; run python -m training.ablation"):
+    with pytest.raises(ValueError, match="no summary.md in .*sweep; run python -m training.ablation"):
         add_ablation(sweep, folder)
     sweep.mkdir()
-    plain = {"mean": 0.5, "deviation": None, "seeds": 1, "difference": 0.0, "p": None}
-    other = {"mean": 0.25, "deviation": 0.125, "seeds": 3, "difference": -0.25, "p": 0.0312}
-    arms = {"plain": plain, "other": other, "later": {"mean": None, "seeds": 0, "difference": None, "p": None}}
-    arms = {arm: {"avg_abilities": found} for arm, found in arms.items()}
-    (sweep / "results.json").write_text(json.dumps({"a_study": {"reference": "plain", "arms": arms}}))
+    (sweep / "summary.md").write_text("| study |\n|---|\n| one |\n")
     (sweep / "a_study.png").write_bytes(b"\x89PNG")
     add_ablation(sweep, folder)
     text = render.render_model_card(folder).text
-    assert "| a study | plain (reference) | 1 | 0.500 |  |  |\n" in text
-    assert "| a study | other | 3 | 0.250 ± 0.125 | -0.250 | 0.03 |\n" in text
-    assert "(ablation/a_study.png)" in text and "later" not in text
+    assert "\n| study |\n|---|\n| one |\n" in text and "![a study](ablation/a_study.png)" in text
 
 
 def test_model_card_names_no_folder_of_this_machine(root):

@@ -79,12 +79,19 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
     together = [tuple(sorted(settings.items())) for settings in first + trained]
     # Five, not six: the arm `same` is the arm `plain`.
     assert len(together) == len(set(together)) == 5
-    assert "| plain | 2 | 0.150 ± 0.071 |" in capsys.readouterr().out
+    assert "| plain | 2 | 0.150 ± 0.071 |" in (tmp_path / "out/results.md").read_text()
+    summary = capsys.readouterr().out
+    assert (
+        "| one | plain (reference) | 2 | 0.150 ± 0.071 |  |  |\n| one | reversed | 2 | 0.150 ± 0.071 | +0.000 |  |"
+        in summary
+    )
+    assert "| two | other | 1 | 4.100 | +4.000 |  |" in summary
+    assert summary.strip() == (tmp_path / "out/summary.md").read_text().strip()
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert results["two"]["arms"]["other"]["TXT"]["difference"] == pytest.approx(4)
+    assert results["two"]["other"]["TXT"]["difference"] == pytest.approx(4)
     assert (tmp_path / "out/one.png").stat().st_size > 1000
     ablation.main([*words, "--study", "two"])
-    assert len(trained) == 2 and "## one" in capsys.readouterr().out  # one study alone keeps the others
+    assert len(trained) == 2 and "| one | plain" in capsys.readouterr().out  # one study alone keeps the others
 
 
 def test_two_jobs_share_the_cores(sweep, tmp_path, monkeypatch):
