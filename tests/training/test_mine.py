@@ -1,7 +1,6 @@
-"""Hard negatives: the rules in small closed cases, ranks against one, the cache, and a run that mines."""
+"""Hard negatives: the rules in small closed cases, the cache, and a run that mines; ranks in test_ranks.py."""
 
 import json
-import os
 import shutil
 import zlib
 from types import SimpleNamespace
@@ -9,8 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from accelerate import Accelerator
 from tiny_pairs import noise_image, noise_video, row, side, write_pairs
 from tiny_runs import words_of
 
@@ -92,40 +89,12 @@ def random_case():
     return pairs, text_corpus(301), rows(40), corpus_rows[:40], corpus_rows
 
 
-def _rank(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    accelerator = Accelerator()
-    assert accelerator.num_processes == 2
+def test_the_best_that_fit_are_found():
     pairs, corpus, queries, targets, rows = random_case()
-    found = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), accelerator)
-    calls = []
-
-    def embed(sides):
-        calls.append(len(sides))
-        return torch.tensor([[float(side.text[1:]), 1.0] for side, _ in sides])
-
-    cache = EmbeddingCache(folder, "prober")
-    embedded = embed_all([(pair.query, None) for pair in pairs], embed, cache, accelerator)
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump([found, sum(calls), embedded.tolist()], file)
-    accelerator.end_training()
-
-
-def test_two_ranks_mine_what_one_mines(tmp_path, free_port):
-    mp.start_processes(_rank, (free_port, str(tmp_path)), nprocs=2, start_method="spawn")
-    pairs, corpus, queries, targets, rows = random_case()
-    expected = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), ONE_RANK)
-    brute = queries @ rows.T
-    limits = (queries * targets).sum(1)
-    for place, found in enumerate(expected):
-        fits = [each for each in np.argsort(-brute[place]) if brute[place, each] <= limits[place] and each != place]
+    scores, limits = queries @ rows.T, (queries * targets).sum(1)
+    for place, found in enumerate(mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), ONE_RANK)):
+        fits = [each for each in np.argsort(-scores[place]) if scores[place, each] <= limits[place] and each != place]
         assert found == fits[:5]
-    saved = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert saved[0][0] == saved[1][0] == expected
-    assert [calls for _, calls, _ in saved] == [20, 20]  # each embeds its half
-    assert saved[0][2] == saved[1][2]
 
 
 def test_embeddings_are_kept_by_content(tmp_path):

@@ -124,12 +124,13 @@ def text_pairs(count, sources=None):
     ]
 
 
-def test_ranks_share_the_batch_of_one():
-    pairs = text_pairs(20)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batch_of_one(ranks):
+    pairs = text_pairs(20)  # three batches of six, and two pairs left over
     whole = PairStream("t2t", pairs, 6, 0, seed=1)
-    parts = [PairStream("t2t", pairs, 3, 0, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    parts = [PairStream("t2t", pairs, 6 // ranks, 0, seed=1, rank=rank, world_size=ranks) for rank in range(ranks)]
     for index in (0, 1, 2, 3, 9, 4):  # also backwards
-        joined = parts[0].batch(index)[0] + parts[1].batch(index)[0]
+        joined = [pair for part in parts for pair in part.batch(index)[0]]
         assert joined == whole.batch(index)[0]
         assert parts[0].batch(index)[1] == index // 3
 

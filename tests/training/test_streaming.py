@@ -63,10 +63,12 @@ def test_a_pass_uses_pairs_once_and_each_pass_another_order(stream):
     assert [[side.text for side in sides] for sides in drawn.negatives] == [[f"n{q[1:]}"] for q in queries(drawn)]
 
 
-def test_ranks_share_the_batch_of_one(stream):
-    whole, parts = stream(batch_size=6), [stream(batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batch_of_one(stream, ranks):
+    parts = [stream(batch_size=6 // ranks, rank=rank, world_size=ranks) for rank in range(ranks)]
+    whole = stream(batch_size=6)
     for index in range(8):
-        assert queries(parts[0].draw(index)) + queries(parts[1].draw(index)) == queries(whole.draw(index))
+        assert [query for part in parts for query in queries(part.draw(index))] == queries(whole.draw(index))
 
 
 def test_a_cursor_resumes_without_reading_what_lies_before(stream, tmp_path):
