@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from training.pairs import delete_folder
 from training.weights import trained_state
 
 
@@ -49,7 +50,7 @@ def save_checkpoint(accelerator, run_dir, progress, keep):
         (temporary / "progress.json").write_text(json.dumps(progress, indent=1))
         os.replace(temporary, final)
         for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            delete_folder(old)
     accelerator.wait_for_everyone()
     return final
 
@@ -85,7 +86,7 @@ def load_checkpoint(accelerator, path):
 def forget_run(run_dir):
     """Delete a run's checkpoints and log; its frame cache stays."""
     for path in checkpoints(run_dir):
-        shutil.rmtree(path)
+        delete_folder(path)
     (Path(run_dir) / "log.jsonl").unlink(missing_ok=True)
 
 

@@ -182,6 +182,14 @@ def remove_unfinished(folder):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def delete_folder(folder):
+    """Delete a folder that nobody may find in part: it is renamed first, to what `remove_unfinished` takes."""
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
 def task_names(repo):
     """Configs of a pairs repo.
 

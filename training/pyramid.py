@@ -158,8 +158,6 @@ def train(run):
         cursors, warnings = progress["cursors"], progress["warnings"]
         curriculum.load_state_dict(progress["curriculum"])
         remember_mined(run, progress["mined"])
-    for task, cursor in cursors.items():
-        streams[task].seek(cursor)
     log = StepLog(training.run_dir, step, len(curriculum.history), accelerator.is_main_process)
     accelerator.init_trackers("gve", config={name: str(value) for name, value in run.settings.items()})
     bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not accelerator.is_main_process)
@@ -182,6 +180,8 @@ def train(run):
                 shares = format_shares(plan.probabilities)
                 bar.write(f"epoch {epoch + 1} of {training.epochs}: sigma {plan.sigma:.2f}, P {shares}")
             watch.epoch(plan, training.steps_per_epoch)
+        for task, cursor in cursors.items():
+            streams[task].seek(cursor)  # workers drew what came before: here the stream stands where it started
         tasks = curriculum.draws(epoch)[step % training.steps_per_epoch :]
         for task, (batch, waited) in zip(tasks, planned_batches(run, tasks, consumed)):
             metrics = training_step(run, encoder, task, batch)
