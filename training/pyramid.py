@@ -186,7 +186,9 @@ def train(run):
         for task, (batch, waited) in zip(tasks, planned_batches(run, tasks, consumed)):
             metrics = training_step(run, encoder, task, batch)
             norm = accelerator.clip_grad_norm_(encoder.parameters(), training.max_grad_norm)
-            metrics["grad_norm"] = None if norm is None else float(norm)
+            metrics["grad_norm"] = norm = None if norm is None else float(norm)
+            if norm is not None and not math.isfinite(norm) and accelerator.scaler is None:  # fp16's skips such steps
+                raise ValueError(f"the gradient of task {task} is {norm}: lower learning_rate or raise temperature")
             metrics["learning_rate"] = scheduler.get_last_lr()[0]
             optimizer.step()
             optimizer.zero_grad()
@@ -264,7 +266,7 @@ def finish(run, outcome, state):
     draw_curriculum(outcome["history"], Path(output_dir) / "curriculum.png")
     print(f"trained {outcome['step']} steps in {outcome['seconds'] / 60:.1f} minutes: {output_dir}")
     if run.training.push_to_hub:
-        print(f"pushed to {push(output_dir, run.training.hub_model_id)}")
+        print(f"pushed to {push(output_dir, run.training.hub_model_id, run.training.run_dir)}")
 
 
 def main(words=None):
