@@ -70,8 +70,12 @@ def save_trained_weights_only(accelerator):
 
     def load(models, folder):
         while models:
-            model = accelerator.unwrap_model(models.pop())
-            model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False)
+            model, saved = accelerator.unwrap_model(models.pop()), load_file(Path(folder) / TRAINED)
+            learn = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            if learn != saved.keys():
+                names = ", ".join(sorted(learn ^ saved.keys())[:3])
+                raise ValueError(f"{folder} holds other weights than those that learn, such as {names}: set overwrite")
+            model.load_state_dict(saved, strict=False)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

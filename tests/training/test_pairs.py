@@ -72,8 +72,14 @@ def test_stored_frames_give_the_inputs_of_the_original_files(store, processor):
 def test_interrupted_decoding_leaves_nothing(store, processor):
     store.put([("video", noise_video(3))])  # never sealed
     assert len(FrameStore(store.folder.parent, processor)) == 0
+    others = store.folder.parent / ".git"  # a run_dir that holds more than a run
+    others.mkdir()
+    for name in (".t2v-0123456789abcdef", ".checkpoint-00000012"):
+        (store.folder.parent / name).mkdir()
+    (store.folder.parent / f".{'0' * 32}.tmp").touch()
     remove_unfinished(store.folder.parent)
     assert list(store.folder.iterdir()) == []
+    assert sorted(store.folder.parent.iterdir()) == [others, store.folder]
 
 
 def test_media_by_path_and_empty_sides(tmp_path, store):

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, STEPS, environment, launcher, steps_of, words_of
 
 from training.pyramid import main
@@ -112,6 +112,15 @@ def test_other_content_under_the_same_names_is_another_run(whole_run, recipe, tm
         with pytest.raises(SystemExit):
             main(words_of(recipe, tmp_path, *words))
         assert changed in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_weights_is_refused(whole_run, recipe, tmp_path):
+    """Nothing would be restored under other names, and the run go on from where it started."""
+    shutil.copytree(whole_run / "run", tmp_path / "run")
+    for path in tmp_path.glob("run/checkpoint-*/trained.safetensors"):
+        save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match="holds other weights than those that learn, such as .*: set overwrite"):
+        main(words_of(recipe, tmp_path))
 
 
 def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
