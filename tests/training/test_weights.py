@@ -103,6 +103,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(gve_config, processor):
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"method": "lora", "lora_targets": ["q_proj", "fc1"]},
+            "lora_targets names fc1, but layers have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+        ),
+        ({"attn_implementation": "slow"}, "attn_implementation 'slow': "),
+    ],
+)
+def test_settings_that_the_model_does_not_have(gve_config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainable(GVEModel(gve_config), ModelArguments(**settings))
+
+
+def test_attention_without_its_library(gve_config, monkeypatch):
+    def refuse(self, name):
+        raise ImportError("flash_attn is not installed")
+
+    monkeypatch.setattr(GVEModel, "set_attn_implementation", refuse)
+    with pytest.raises(ValueError, match="attn_implementation 'flash_attention_2': flash_attn is not installed"):
+        make_trainable(GVEModel(gve_config), ModelArguments(attn_implementation="flash_attention_2"))
+
+
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_quantised_base_learns_through_its_adapters(gve_config, processor, bits):
     pytest.importorskip("bitsandbytes")
