@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ from training.plan import print_plan
 from training.probers import load_prober
 from training.streaming import StreamedPairs
 from training.weights import load_model, make_trainable, weights_digest
+
+
+# Not in the paper: how long ranks wait while one decodes, merges or pushes. The ten minutes of NCCL could end a run
+# before its first step.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass
@@ -190,9 +196,11 @@ def start_accelerator(training):
         raise ValueError(f"report_to names {', '.join(missing)}, which is not installed: pip install {missing[0]}")
     # A text step does not touch the vision tower: its parameters are unused then.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    group = {"timeout": PATIENCE}
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
         # Accelerate knows no backend for DeepSpeed on CPUs, and would see one rank.
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        group["backend"] = "gloo"
+    handlers.append(InitProcessGroupKwargs(**group))
     accelerator = Accelerator(
         kwargs_handlers=handlers,
         log_with=training.report_to or None,

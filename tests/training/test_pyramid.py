@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from accelerate import InitProcessGroupKwargs
 from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, STEPS, environment, launcher, steps_of, words_of
 
+from training.prepare import PATIENCE, start_accelerator
 from training.pyramid import main
 
 
@@ -271,6 +274,15 @@ def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
         main(words_of(recipe, tmp_path, "--report_to", "trackio"))
     message = "report_to names trackio, which is not installed: pip install trackio"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("deepspeed", "backend"), [("false", None), ("true", "gloo")])
+def test_ranks_wait_for_the_one_that_decodes(monkeypatch, tmp_path, deepspeed, backend):
+    monkeypatch.setattr("training.prepare.Accelerator", lambda **made: SimpleNamespace(distributed_type=None, **made))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", deepspeed)
+    handlers = start_accelerator(SimpleNamespace(report_to=[], run_dir=tmp_path)).kwargs_handlers
+    group = [handler.to_kwargs() for handler in handlers if isinstance(handler, InitProcessGroupKwargs)]
+    assert group == [{"timeout": PATIENCE} | ({"backend": backend} if backend else {})]
 
 
 def test_a_wrong_config_key_ends_in_one_line(tmp_path, capsys):
