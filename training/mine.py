@@ -72,6 +72,14 @@ class Corpus(NamedTuple):
         return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
 
+def check_top_k(streams, top_k):
+    """Raise a `ValueError` if a task's steps take more mined negatives than are kept: they would go without."""
+    for task, stream in streams.items():
+        needed = stream.hard_negatives
+        if needed > top_k:
+            raise ValueError(f"mine_top_k must be at least {needed}, the hard_negatives of {task}, got {top_k}")
+
+
 def read_corpus(name, split, store, progress=False):
     """A corpus or the targets of a pairs repo, each content once; media go to the store, not sealed before the end.
 

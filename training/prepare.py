@@ -26,7 +26,7 @@ from training.arguments import (
 )
 from training.checkpoint import check_settings, checkpoints, forget_run
 from training.collate import PairCollator
-from training.mine import read_corpus
+from training.mine import check_top_k, read_corpus
 from training.pairs import FrameStore, PairStream, available_cores, read_pairs, remove_unfinished, task_names
 from training.passes import SHARDED
 from training.plan import print_plan
@@ -118,6 +118,7 @@ def prepare(words=None):
         store = FrameStore(Path(training.run_dir) / "cache", processor)
         streams, skipped = load_streams(accelerator, data, training, store, processor)
         if training.negative_corpus is not None:
+            check_top_k(streams, training.mine_top_k)
             corpus = read_corpus(training.negative_corpus, data.split, store, progress=accelerator.is_main_process)
     if training.steps_per_epoch is None:
         training.steps_per_epoch = steps_of_a_pass(streams, accelerator.num_processes, data.task_upsampling)

@@ -1,6 +1,7 @@
 """The weights of a run: where they start, which of them learn, and how they leave it."""
 
 import hashlib
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -163,9 +164,10 @@ def export_model(model, arguments, output_dir, state=None, repo=None):
     Returns:
         `tuple` of the `GVEModel` and the state dict to save, None for its own.
     """
-    if not isinstance(model, PeftModel):
-        return model, state
     folder = Path(output_dir) / ADAPTER
+    if not isinstance(model, PeftModel):
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: it is not part of this model
+        return model, state
     model.save_pretrained(folder, state_dict=trained_state(model, state))
     card = _ADAPTER_CARD.format(base=arguments.model, repo=repo or output_dir, folder=ADAPTER)
     (folder / "README.md").write_text(card)

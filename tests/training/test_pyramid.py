@@ -256,6 +256,7 @@ def test_killed_at_random_steps(recipe, tmp_path, ranks, streaming):
         (["--temperature", "7"], "temperature must be a number from 0.001 to 1.0 (the paper: 0.03), got 7.0"),
         (["--tasks", "t2v", "x2y", "--task_hard_negatives", "t2v=1"], "tasks names x2y, but"),
         (["--model", "no/such-model"], "cannot start from model 'no/such-model'"),
+        (["--negative_corpus", "x", "--mine_top_k", "1"], "must be at least 2, the hard_negatives of t2v, got 1"),
         (["--task_batch_size", "t2v=99"], "task 't2v' has 15 pairs, too few distinct pairs for one batch of 99"),
     ],
 )

@@ -1,6 +1,7 @@
 """Which weights learn, and that the merged model is the adapted one."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from tiny_runs import steps_of, words_of
 from modeling_gve import GVEModel
 from training.arguments import ModelArguments
 from training.pyramid import main, prepare, train
-from training.weights import ADAPTER, add_lora, load_model, make_trainable, merge_adapter, quantize_language_model
+from training.weights import (
+    ADAPTER,
+    add_lora,
+    export_model,
+    load_model,
+    make_trainable,
+    merge_adapter,
+    quantize_language_model,
+)
 
 
 ITEMS = ["a red square", "moves left, then right"]
@@ -78,6 +87,13 @@ def test_merged_equals_adapter(lora_run, base_model):
     assert f'"{lora_run}", subfolder="adapter")' in (lora_run / ADAPTER / "README.md").read_text()
     assert (lora_run / "curriculum.png").stat().st_size > 1000
     assert all(step["grad_norm"] > 0 for step in steps_of(lora_run))
+
+
+def test_full_training_leaves_no_adapter_of_an_earlier_run(lora_run, gve_config, tmp_path):
+    shutil.copytree(lora_run / ADAPTER, tmp_path / ADAPTER)
+    model = GVEModel(gve_config)
+    assert export_model(model, ModelArguments(), tmp_path) == (model, None)
+    assert not (tmp_path / ADAPTER).exists()
 
 
 def test_full_training_freezes_what_it_is_told(gve_config):
