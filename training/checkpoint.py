@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from training.pairs import delete_folder
@@ -44,7 +45,9 @@ def save_checkpoint(accelerator, run_dir, progress, keep):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    # DeepSpeed saves by itself, and would write the frozen weights each time.
+    accelerator.save_state(str(temporary), **({"exclude_frozen_parameters": True} if deepspeed else {}))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / "progress.json").write_text(json.dumps(progress, indent=1))
@@ -83,7 +86,8 @@ def save_trained_weights_only(accelerator):
 
 def load_checkpoint(accelerator, path):
     """Restore what `save_checkpoint` saved into the accelerator's objects and return its `progress`."""
-    accelerator.load_state(str(path))
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    accelerator.load_state(str(path), **({"load_module_strict": False} if deepspeed else {}))
     return json.loads((Path(path) / "progress.json").read_text())
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -180,30 +181,65 @@ def test_ranks_equal_one(joined_run, recipe, mining, tmp_path, ranks):
             assert one[name] == pytest.approx(several[name], rel=1e-3, abs=1e-4), (one["step"], name)
 
 
+KINDS = {
+    "ddp": {"ACCELERATE_USE_CPU": "true"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"},
+}
+
+
+def run_of_two(kind, words, output_dir):
+    """A run of two CPU ranks under DDP or DeepSpeed; what it printed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
+    launch += ["--rdzv_backend", "c10d", *SCRIPT[1:]]
+    env = environment(**KINDS[kind])
+    done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((output_dir / "training_run.json").read_text())["settings"]["world_size"] == 2
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_zero_2_equals_ddp(recipe, tmp_path, micro_batch_size):
     pytest.importorskip("deepspeed")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
-    launch += ["--rdzv_backend", "c10d"]
     settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3"]
     if micro_batch_size is not None:
         settings += ["--micro_batch_size", str(micro_batch_size)]
-    kinds = {
-        "ddp": {"ACCELERATE_USE_CPU": "true"},
-        "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"},
-    }
-    for name, extra in kinds.items():
-        words = [*launch, *SCRIPT[1:], *words_of(recipe, tmp_path / name, *settings)]
-        done = subprocess.run(words, env=environment(**extra), capture_output=True, text=True, timeout=1500)
-        assert done.returncode == 0, done.stderr
-        record = json.loads((tmp_path / name / "training_run.json").read_text())
-        assert record["settings"]["world_size"] == 2
+    for kind in KINDS:
+        run_of_two(kind, words_of(recipe, tmp_path / kind, *settings), tmp_path / kind)
     for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / "zero2"), strict=True):
         assert (one["task"], one["loss"]) == (other["task"], pytest.approx(other["loss"], abs=1e-5))
-    ddp, zero2 = (load_file(tmp_path / name / "model.safetensors") for name in kinds)
+    ddp, zero2 = (load_file(tmp_path / kind / "model.safetensors") for kind in KINDS)
     for name, tensor in ddp.items():
         torch.testing.assert_close(zero2[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_zero_2_resumes_from_what_learns(recipe, base_model, tmp_path):
+    """To the same weights, although its checkpoints leave frozen ones out."""
+    pytest.importorskip("deepspeed")
+    settings = [
+        "--batch_size",
+        "2",
+        "--epochs",
+        "1",
+        "--save_total_limit",
+        "9",
+        "--method",
+        "lora",
+        "--lora_rank",
+        "2",
+    ]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_of_two("zero2", words_of(recipe, whole, *settings), whole)
+    checkpoint = Path("run/checkpoint-00000002")
+    (resumed / "run").mkdir(parents=True)
+    (whole / checkpoint).rename(resumed / checkpoint)
+    saved = resumed / checkpoint / "pytorch_model/mp_rank_00_model_states.pt"
+    assert saved.stat().st_size < (base_model / "model.safetensors").stat().st_size / 2
+    assert "resuming from" in run_of_two("zero2", words_of(recipe, resumed, *settings), resumed)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(expected[name].equal(found[name]) for name in expected)
 
 
 def kill_tree(process):
