@@ -10,8 +10,10 @@ import os
 import shutil
 from pathlib import Path
 
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
+from training.pairs import delete_folder
 from training.weights import trained_state
 
 
@@ -43,13 +45,15 @@ def save_checkpoint(accelerator, run_dir, progress, keep):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    # DeepSpeed saves by itself, and would write the frozen weights each time.
+    accelerator.save_state(str(temporary), **({"exclude_frozen_parameters": True} if deepspeed else {}))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (temporary / "progress.json").write_text(json.dumps(progress, indent=1))
         os.replace(temporary, final)
         for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            delete_folder(old)
     accelerator.wait_for_everyone()
     return final
 
@@ -69,8 +73,12 @@ def save_trained_weights_only(accelerator):
 
     def load(models, folder):
         while models:
-            model = accelerator.unwrap_model(models.pop())
-            model.load_state_dict(load_file(Path(folder) / TRAINED), strict=False)
+            model, saved = accelerator.unwrap_model(models.pop()), load_file(Path(folder) / TRAINED)
+            learn = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            if learn != saved.keys():
+                names = ", ".join(sorted(learn ^ saved.keys())[:3])
+                raise ValueError(f"{folder} holds other weights than those that learn, such as {names}: set overwrite")
+            model.load_state_dict(saved, strict=False)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
@@ -78,14 +86,15 @@ def save_trained_weights_only(accelerator):
 
 def load_checkpoint(accelerator, path):
     """Restore what `save_checkpoint` saved into the accelerator's objects and return its `progress`."""
-    accelerator.load_state(str(path))
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    accelerator.load_state(str(path), **({"load_module_strict": False} if deepspeed else {}))
     return json.loads((Path(path) / "progress.json").read_text())
 
 
 def forget_run(run_dir):
     """Delete a run's checkpoints and log; its frame cache stays."""
     for path in checkpoints(run_dir):
-        shutil.rmtree(path)
+        delete_folder(path)
     (Path(run_dir) / "log.jsonl").unlink(missing_ok=True)
 
 

@@ -44,10 +44,13 @@ def start_epoch(run, encoder, curriculum, epoch):
         model.eval()
         digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)
         if epoch > 0:  # trained weights are a function of the settings
-            digest = hashlib.sha256(json.dumps([run.settings, epoch]).encode()).hexdigest()[:12]
+            digest = json.dumps([run.settings, epoch])
+        seen = [digest, run.corpus.store.folder.name, run.processor.max_length, run.processor.instruction]
+        digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:12]
         embed = partial(embed_sides, run, model, prober=prober)
         mine_streams(run.streams, run.corpus, embed, digest, mining_rules(run.training), run.accelerator, run.sharded)
         model.train()
+    run.prober = None  # another model's weights, for which there is no use any more
     return plan
 
 
@@ -125,7 +128,7 @@ def mined_places(run):
     if run.corpus is None:
         return {}
     if run.data.streaming:
-        return {task: stream.mined.name for task, stream in run.streams.items()}
+        return {task: stream.mined.name for task, stream in run.streams.items() if stream.hard_negatives}
     places = {side: place for place, side in enumerate(run.corpus.sides)}
     return {
         task: {row: [places[side] for side in sides] for row, sides in stream.mined.items()}

@@ -31,6 +31,7 @@ from training.streaming import StreamedPairs
 
 EMBED_AT_ONCE = 256  # sides between two writes of the cache
 FIRST_DEPTH = 64  # candidates looked at; more where filtering leaves too few
+FOUND_AT_ONCE = 2**24  # candidates of all queries and ranks in one search, 12 bytes each
 
 
 class MiningRules(NamedTuple):
@@ -69,6 +70,14 @@ class Corpus(NamedTuple):
         """Twelve digits that tell the content apart."""
         known = [(tuple(side), sorted(sources)) for side, sources in zip(self.sides, self.sources)]
         return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+
+
+def check_top_k(streams, top_k):
+    """Raise a `ValueError` if a task's steps take more mined negatives than are kept: they would go without."""
+    for task, stream in streams.items():
+        needed = stream.hard_negatives
+        if needed > top_k:
+            raise ValueError(f"mine_top_k must be at least {needed}, the hard_negatives of {task}, got {top_k}")
 
 
 def read_corpus(name, split, store, progress=False):
@@ -270,14 +279,17 @@ def mine(pairs, corpus, query_rows, target_rows, corpus_rows, rules, accelerator
     index, mined = _ShardedIndex(corpus_rows, accelerator), [[] for _ in pairs]
     waiting, depth = np.arange(len(pairs)), max(FIRST_DEPTH, 4 * rules.top_k)
     while len(waiting):
-        places, scores = index.search(query_rows[waiting], depth)
-        for row, found, found_scores in zip(waiting, places, scores):
-            forbidden = same_query[pairs[row].query] | of_source.get(pairs[row].source_id, set())
-            fits = found_scores <= limits[row]
-            if rules.identical_tolerance is not None:
-                fits &= corpus_rows[found] @ target_rows[row] < 1 - rules.identical_tolerance
-            mined[row] = [int(place) for place, fit in zip(found, fits) if fit and place not in forbidden]
-            mined[row] = mined[row][: rules.top_k]
+        # Few queries may have to look at the whole corpus: not all of them at once.
+        at_once = max(1, FOUND_AT_ONCE // (min(depth, len(corpus.sides)) * accelerator.num_processes))
+        for start in range(0, len(waiting), at_once):
+            part = waiting[start : start + at_once]
+            for row, found, found_scores in zip(part, *index.search(query_rows[part], depth)):
+                forbidden = same_query[pairs[row].query] | of_source.get(pairs[row].source_id, set())
+                fits = found_scores <= limits[row]
+                if rules.identical_tolerance is not None:
+                    fits &= corpus_rows[found] @ target_rows[row] < 1 - rules.identical_tolerance
+                mined[row] = [int(place) for place, fit in zip(found, fits) if fit and place not in forbidden]
+                mined[row] = mined[row][: rules.top_k]
         waiting = np.array([row for row in waiting if len(mined[row]) < rules.top_k], dtype=np.int64)
         if depth >= len(corpus.sides):
             break
@@ -347,7 +359,7 @@ def mine_windows(stream, corpus, corpus_rows, embed, folder, rules, accelerator,
 
 
 def mine_streams(streams, corpus, embed, prober, rules, accelerator, together=False):
-    """Mine for every task of a run, and give the streams what was found.
+    """Mine for every task of a run that takes negatives, and give the streams what was found.
 
     Args:
         streams (`dict[str, PairStream]` or `dict[str, StreamedPairs]`): their `mined` is set.
@@ -361,6 +373,8 @@ def mine_streams(streams, corpus, embed, prober, rules, accelerator, together=Fa
     here = partial(embed, store=corpus.store)
     corpus_rows = embed_all([(side, None) for side in corpus.sides], here, cache, accelerator, together)
     for task, stream in streams.items():
+        if not stream.hard_negatives:
+            continue
         if isinstance(stream, StreamedPairs):
             content = repr([prober, rules, corpus.digest(), stream.digest()])
             name = f"{task}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"

@@ -7,6 +7,7 @@ are decoded into a [`FrameStore`] at the model's frame size before training, so 
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 import zlib
@@ -27,6 +28,8 @@ from training.curriculum import probe_sample
 SIDES = tuple(f"{side}_{kind}" for side in ("query", "target") for kind in ("text", "image", "video"))
 COLUMNS = (*SIDES, "negatives", "instruction", "source_id")
 ROWS_AT_ONCE = 256
+# Checkpoints, segments of frames and features, windows of a stream, embeddings and mined places, not renamed yet.
+UNFINISHED = re.compile(r"\.(checkpoint-\d{8}|[0-9a-f]{12}(\.tmp)?|.+-[0-9a-f]{16}(\.tmp)?|[0-9a-f]{32}\.tmp)")
 
 
 def available_cores():
@@ -176,12 +179,22 @@ class _SegmentWriter:
 
 
 def remove_unfinished(folder):
-    """Delete what an interrupted writer left behind under temporary names."""
+    """Delete what an interrupted writer left behind under temporary names: those of this project, and no others."""
     for leftover in Path(folder).glob("**/.*"):
+        if not UNFINISHED.fullmatch(leftover.name):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
-        elif leftover.suffix == ".tmp":
+        else:
             leftover.unlink(missing_ok=True)
+
+
+def delete_folder(folder):
+    """Delete a folder that nobody may find in part: it is renamed first, to what `remove_unfinished` takes."""
+    hidden = folder.with_name(f".{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def task_names(repo):

@@ -84,7 +84,7 @@ def make_plan(starts_from, data, training):
         "memory": memory,
         "pairs_per_second": rate,
         "seconds": steps * mean_queries / devices / rate,
-        "disk": disk_of(parameters, pairs, data, training, model.config),
+        "disk": disk_of(parameters, pairs, model.config, starts_from, data, training),
         "missing": _missing_libraries(starts_from, training),
     }
 
@@ -191,9 +191,11 @@ def memory_of(strategy, parameters, items, model, starts_from, training):
     }
 
 
-def disk_of(parameters, pairs, data, training, config):
+def disk_of(parameters, pairs, config, starts_from, data, training):
     """Bytes on disk by part: frames, checkpoints, the trained repo."""
     total = sum(parameters[part] for part in ("vision tower", "token embeddings", "language model"))
+    frozen = sum(parameters.get(part, 0) for part in PARTS) - parameters["trained"]
+    learning, kept = parameters["trained"] * 12, training.save_total_limit + 1
     frames = 0
     for task, count in pairs.items():
         kinds = _items(data, task)
@@ -202,7 +204,9 @@ def disk_of(parameters, pairs, data, training, config):
         frames += held * each / kinds["query"]
     return {
         "frames": frames,
-        "checkpoints": parameters["trained"] * 12 * (training.save_total_limit + 1),
+        "checkpoints": learning * kept,
+        # Accelerate writes all weights of an FSDP model; elsewhere those that learn are enough.
+        "checkpoints under FSDP2": (learning + frozen * (4 if starts_from.dtype == "float32" else 2)) * kept,
         "trained repo": total * 2 + parameters.get("adapters", 0) * 4,
     }
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,18 @@ from training.arguments import (
 )
 from training.checkpoint import check_settings, checkpoints, forget_run
 from training.collate import PairCollator
-from training.mine import read_corpus
+from training.mine import check_top_k, read_corpus
 from training.pairs import FrameStore, PairStream, available_cores, read_pairs, remove_unfinished, task_names
 from training.passes import SHARDED
 from training.plan import print_plan
 from training.probers import load_prober
 from training.streaming import StreamedPairs
 from training.weights import load_model, make_trainable, weights_digest
+
+
+# Not in the paper: how long ranks wait while one decodes, merges or pushes. The ten minutes of NCCL could end a run
+# before its first step.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass
@@ -121,6 +127,7 @@ def prepare(words=None):
         store = FrameStore(Path(training.run_dir) / "cache", processor)
         streams, skipped = load_streams(accelerator, data, training, store, processor)
         if training.negative_corpus is not None:
+            check_top_k(streams, training.mine_top_k)
             corpus = read_corpus(training.negative_corpus, data.split, store, progress=accelerator.is_main_process)
     if training.steps_per_epoch is None:
         training.steps_per_epoch = steps_of_a_pass(streams, accelerator.num_processes, data.task_upsampling)
@@ -200,9 +207,11 @@ def start_accelerator(training):
         raise ValueError(f"report_to names {', '.join(missing)}, which is not installed: pip install {missing[0]}")
     # A text step does not touch the vision tower: its parameters are unused then.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    group = {"timeout": PATIENCE}
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
         # Accelerate knows no backend for DeepSpeed on CPUs, and would see one rank.
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        group["backend"] = "gloo"
+    handlers.append(InitProcessGroupKwargs(**group))
     accelerator = Accelerator(
         kwargs_handlers=handlers,
         log_with=training.report_to or None,

@@ -75,12 +75,12 @@ def load_prober(name, device):
         ValueError: it is neither, or cannot be loaded.
     """
     try:
-        model = AutoModel.from_pretrained(name, trust_remote_code=True)
+        model = _auto_model(name)
         if hasattr(model, "encode"):
             return ModelProber(model.to(device).eval())
         if _has_file(name, "modules.json"):
             return SentenceTransformerProber(_sentence_transformer(name, device))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the repo's own code may raise anything
         raise ValueError(f"cannot load prober {name!r}: {' '.join(str(error).split())}") from error
     raise ValueError(
         f"prober {name!r} has no encode(items) and no modules.json: give a GVE repo, a model with that method, or a "
@@ -88,12 +88,22 @@ def load_prober(name, device):
     )
 
 
+def _auto_model(name):
+    """The repo's model, or None where only sentence-transformers may load it."""
+    try:
+        return AutoModel.from_pretrained(name, trust_remote_code=True)
+    except Exception:
+        if not _has_file(name, "modules.json"):
+            raise
+        return None
+
+
 def _sentence_transformer(name, device):
     if find_spec("sentence_transformers") is None:
         raise ValueError("it is a sentence-transformers model: pip install sentence-transformers")
     from sentence_transformers import SentenceTransformer  # optional: only such a prober needs it
 
-    return SentenceTransformer(str(name), device=str(device))
+    return SentenceTransformer(str(name), device=str(device), trust_remote_code=True)
 
 
 def _has_file(name, file):

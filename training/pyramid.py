@@ -158,8 +158,6 @@ def train(run):
         cursors, warnings = progress["cursors"], progress["warnings"]
         curriculum.load_state_dict(progress["curriculum"])
         remember_mined(run, progress["mined"])
-    for task, cursor in cursors.items():
-        streams[task].seek(cursor)
     log = StepLog(training.run_dir, step, len(curriculum.history), accelerator.is_main_process)
     accelerator.init_trackers("gve", config={name: str(value) for name, value in run.settings.items()})
     bar = tqdm(total=steps, initial=step, desc="training", unit="step", disable=not accelerator.is_main_process)
@@ -182,11 +180,15 @@ def train(run):
                 shares = format_shares(plan.probabilities)
                 bar.write(f"epoch {epoch + 1} of {training.epochs}: sigma {plan.sigma:.2f}, P {shares}")
             watch.epoch(plan, training.steps_per_epoch)
+        for task, cursor in cursors.items():
+            streams[task].seek(cursor)  # workers drew what came before: here the stream stands where it started
         tasks = curriculum.draws(epoch)[step % training.steps_per_epoch :]
         for task, (batch, waited) in zip(tasks, planned_batches(run, tasks, consumed)):
             metrics = training_step(run, encoder, task, batch)
             norm = accelerator.clip_grad_norm_(encoder.parameters(), training.max_grad_norm)
-            metrics["grad_norm"] = None if norm is None else float(norm)
+            metrics["grad_norm"] = norm = None if norm is None else float(norm)
+            if norm is not None and not math.isfinite(norm) and accelerator.scaler is None:  # fp16's skips such steps
+                raise ValueError(f"the gradient of task {task} is {norm}: lower learning_rate or raise temperature")
             metrics["learning_rate"] = scheduler.get_last_lr()[0]
             optimizer.step()
             optimizer.zero_grad()
@@ -267,7 +269,7 @@ def finish(run, outcome, state):
     draw_curriculum(outcome["history"], Path(output_dir) / "curriculum.png")
     print(f"trained {outcome['step']} steps in {outcome['seconds'] / 60:.1f} minutes: {output_dir}")
     if run.training.push_to_hub:
-        print(f"pushed to {push(output_dir, run.training.hub_model_id)}")
+        print(f"pushed to {push(output_dir, run.training.hub_model_id, run.training.run_dir)}")
 
 
 def main(words=None):

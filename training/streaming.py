@@ -8,6 +8,7 @@ all; one process of a machine makes it, all read it, and it goes when the stream
 
 import hashlib
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -29,13 +30,14 @@ from training.pairs import (
     Side,
     Skipped,
     choose_negatives,
+    delete_folder,
     plan_batches,
     read_chunk,
     too_few_pairs,
 )
 
 
-WINDOWS_KEPT = 2  # of a task: a loader's worker may still read the last one
+WINDOWS_KEPT = 2  # of a task on a machine: a loader's worker may still want the last one
 
 
 class StreamedPairs:
@@ -75,7 +77,6 @@ class StreamedPairs:
         self._window_pairs = window_pairs
         self._groups = row_groups(repo, task, split, max_pairs)
         self._start = {"pass": 0, "window": 0, "first": 0}
-        self._opened = []  # names of windows, oldest first
         self.mined, self.mined_store = {}, None  # by row, in place of the row's own negatives: see [`MinedRows`]
         self._go_to(self._start)
 
@@ -166,14 +167,18 @@ class StreamedPairs:
                 self._make_window(groups, folder)
             pairs = [_pair(record) for record in json.loads((folder / "pairs.json").read_text())]
             store = FrameStore(folder, self._processor)  # maps its files now, so they may be deleted later
-            self._opened = [*(each for each in self._opened if each != name), name]
-            for old in self._opened[:-WINDOWS_KEPT]:
-                shutil.rmtree(self._root / old, ignore_errors=True)
-            self._opened = self._opened[-WINDOWS_KEPT:]
+            self._delete_old_windows(folder)
         skipped = [Skipped(*each) for each in json.loads(self._report(name).read_text())]
         left_out = {each.row for each in skipped if each.side in ("query", "target")}
         rows = [row for *_, first, count in groups for row in range(first, first + count) if row not in left_out]
         return rows, pairs, store
+
+    def _delete_old_windows(self, opened):
+        """Keep those that were opened last, by whichever process: workers and killed runs leave theirs behind."""
+        os.utime(opened)
+        windows = [path for path in self._root.iterdir() if path.name.rpartition("-")[0] == self.task]
+        for old in sorted(windows, key=lambda path: path.stat().st_mtime_ns)[:-WINDOWS_KEPT]:
+            delete_folder(old)
 
     def _report(self, name):
         """Where it says what a window had to leave out; it stays when the window goes."""

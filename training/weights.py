@@ -1,6 +1,7 @@
 """The weights of a run: where they start, which of them learn, and how they leave it."""
 
 import hashlib
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,10 +63,13 @@ def make_trainable(model, arguments):
         `torch.nn.Module`: what is trained; a `PeftModel` with LoRA.
 
     Raises:
-        ValueError: a library for a quantised base is missing, or no layer bears a target's name.
+        ValueError: a library for a quantised base or an attention is missing, or no layer bears a target's name.
     """
     if arguments.attn_implementation is not None:
-        model.set_attn_implementation(arguments.attn_implementation)
+        try:
+            model.set_attn_implementation(arguments.attn_implementation)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"attn_implementation {arguments.attn_implementation!r}: {error}") from error
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if arguments.method == "full":
@@ -79,7 +83,16 @@ def make_trainable(model, arguments):
 
 
 def add_lora(model, arguments):
-    """The model with LoRA on its language model's projections, everything else frozen."""
+    """The model with LoRA on its language model's projections, everything else frozen.
+
+    Raises:
+        ValueError: no layer bears a target's name; peft asks for one match in all.
+    """
+    layers = model.backbone.language_model.layers.named_modules()
+    known = {name.rpartition(".")[2] for name, layer in layers if isinstance(layer, torch.nn.Linear)}
+    unknown = [name for name in arguments.lora_targets if name not in known]
+    if unknown:
+        raise ValueError(f"lora_targets names {', '.join(unknown)}, but layers have {', '.join(sorted(known))}")
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
@@ -151,9 +164,10 @@ def export_model(model, arguments, output_dir, state=None, repo=None):
     Returns:
         `tuple` of the `GVEModel` and the state dict to save, None for its own.
     """
-    if not isinstance(model, PeftModel):
-        return model, state
     folder = Path(output_dir) / ADAPTER
+    if not isinstance(model, PeftModel):
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: it is not part of this model
+        return model, state
     model.save_pretrained(folder, state_dict=trained_state(model, state))
     card = _ADAPTER_CARD.format(base=arguments.model, repo=repo or output_dir, folder=ADAPTER)
     (folder / "README.md").write_text(card)

@@ -1,18 +1,13 @@
-"""The objective against direct evaluation of its formula, in closed forms, and across ranks."""
+"""The objective against direct evaluation of its formula, and in closed forms; across ranks in test_ranks.py."""
 
 import math
-import os
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from training.losses import (
     false_negatives,
-    gather_with_grad,
     info_nce,
     matryoshka_info_nce,
     symmetric_info_nce,
@@ -160,41 +155,3 @@ def test_shapes_are_checked():
         symmetric_info_nce(rows, rows, rows[:, None], torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="positives must be columns from 0 to 1"):
         info_nce(rows @ rows.T, torch.tensor([0, 2]), 0.1)
-
-
-def _loss_of_a_linear_model(weight, inputs, gather=gather_with_grad):
-    queries, targets, negatives = (F.normalize(each @ weight, dim=-1) for each in inputs)
-    valid = torch.tensor([[True, False]] * len(queries))
-    return symmetric_info_nce(queries, targets, negatives, valid, temperature=0.1, gather=gather)
-
-
-def _rank(rank, world_size, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
-    assert dist.get_world_size() == world_size
-    weight = random_rows(6, 5, seed=9).requires_grad_()
-    inputs = [each.chunk(world_size)[rank] for each in _joined_inputs()]
-    output = _loss_of_a_linear_model(weight, inputs)
-    output.loss.backward()
-    dist.all_reduce(weight.grad)  # as DDP averages
-    loss = output.loss.detach().clone()
-    dist.all_reduce(loss)
-    np.savez(f"{folder}/{rank}.npz", loss=loss / world_size, gradient=weight.grad / world_size)
-    dist.destroy_process_group()
-
-
-def _joined_inputs():
-    return random_rows(12, 6, seed=3), random_rows(12, 6, seed=4), random_rows(12, 2, 6, seed=5)
-
-
-@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_equal_one_with_the_joined_batch(tmp_path, free_port, world_size):
-    mp.start_processes(_rank, (world_size, free_port, str(tmp_path)), nprocs=world_size, start_method="spawn")
-    weight = random_rows(6, 5, seed=9).requires_grad_()
-    loss = _loss_of_a_linear_model(weight, _joined_inputs()).loss
-    loss.backward()
-    for rank in range(world_size):
-        saved = np.load(tmp_path / f"{rank}.npz")
-        assert saved["loss"] == pytest.approx(loss.item(), rel=1e-12)
-        np.testing.assert_allclose(saved["gradient"], weight.grad, rtol=1e-9, atol=1e-12)

@@ -1,7 +1,6 @@
-"""Hard negatives: the rules in small closed cases, ranks against one, the cache, and a run that mines."""
+"""Hard negatives: the rules in small closed cases, the cache, and a run that mines; ranks in test_ranks.py."""
 
 import json
-import os
 import shutil
 import zlib
 from types import SimpleNamespace
@@ -9,8 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from accelerate import Accelerator
 from tiny_pairs import noise_image, noise_video, row, side, write_pairs
 from tiny_runs import words_of
 
@@ -18,6 +15,7 @@ from training.mine import (
     Corpus,
     EmbeddingCache,
     MiningRules,
+    _ShardedIndex,
     embed_all,
     give_mined,
     mine,
@@ -92,40 +90,35 @@ def random_case():
     return pairs, text_corpus(301), rows(40), corpus_rows[:40], corpus_rows
 
 
-def _rank(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    accelerator = Accelerator()
-    assert accelerator.num_processes == 2
+@pytest.mark.parametrize("at_once", [2**24, 200])
+def test_the_best_that_fit_are_found(monkeypatch, at_once):
+    """Also by searches of few queries, which is how a large corpus is looked through whole."""
+    monkeypatch.setattr("training.mine.FOUND_AT_ONCE", at_once)
+    search = _ShardedIndex.search
+
+    def bounded(self, queries, depth):
+        assert len(queries) * min(depth, 301) <= max(at_once, 301)
+        return search(self, queries, depth)
+
+    monkeypatch.setattr(_ShardedIndex, "search", bounded)
     pairs, corpus, queries, targets, rows = random_case()
-    found = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), accelerator)
-    calls = []
-
-    def embed(sides):
-        calls.append(len(sides))
-        return torch.tensor([[float(side.text[1:]), 1.0] for side, _ in sides])
-
-    cache = EmbeddingCache(folder, "prober")
-    embedded = embed_all([(pair.query, None) for pair in pairs], embed, cache, accelerator)
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump([found, sum(calls), embedded.tolist()], file)
-    accelerator.end_training()
-
-
-def test_two_ranks_mine_what_one_mines(tmp_path, free_port):
-    mp.start_processes(_rank, (free_port, str(tmp_path)), nprocs=2, start_method="spawn")
-    pairs, corpus, queries, targets, rows = random_case()
-    expected = mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), ONE_RANK)
-    brute = queries @ rows.T
-    limits = (queries * targets).sum(1)
-    for place, found in enumerate(expected):
-        fits = [each for each in np.argsort(-brute[place]) if brute[place, each] <= limits[place] and each != place]
+    targets[0] = -queries[0]  # nothing lies below: the whole corpus is looked through
+    scores, limits = queries @ rows.T, (queries * targets).sum(1)
+    for place, found in enumerate(mine(pairs, corpus, queries, targets, rows, MiningRules(5, 0.0, 1.0), ONE_RANK)):
+        fits = [each for each in np.argsort(-scores[place]) if scores[place, each] <= limits[place] and each != place]
         assert found == fits[:5]
-    saved = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert saved[0][0] == saved[1][0] == expected
-    assert [calls for _, calls, _ in saved] == [20, 20]  # each embeds its half
-    assert saved[0][2] == saved[1][2]
+
+
+def test_a_task_that_takes_no_negatives_is_not_mined(tmp_path):
+    corpus = text_corpus(5)._replace(store=SimpleNamespace(folder=tmp_path / "frames"))
+    stream = PairStream("t2t", [Pair(Side("q"), Side("t"), (), None, None)] * 2, 2, 0, seed=1)
+
+    def embed(sides, store):
+        assert {side.text[:5] for side, _ in sides} == {"text "}  # the corpus, and no pair
+        return torch.ones(len(sides), 2)
+
+    mine_streams({"t2t": stream}, corpus, embed, "prober", MiningRules(2), ONE_RANK)
+    assert stream.mined == {}
 
 
 def test_embeddings_are_kept_by_content(tmp_path):
@@ -250,3 +243,14 @@ def test_a_run_mines_and_resumes_with_what_it_mined(recipe, tmp_path, capsys, st
     main(words_of(recipe, resumed, *words))
     assert "resuming from" in capsys.readouterr().out
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+
+def test_embeddings_of_other_frames_are_not_taken_from_the_cache(recipe, tmp_path):
+    """Same weights, same files, same run_dir, but other frames of each video."""
+    words = ["--negative_corpus", str(write_corpus(tmp_path / "corpus")), "--epochs", "1", "--steps_per_epoch", "1"]
+    for frames in ("8", "2"):
+        main(words_of(recipe, tmp_path / "out", *words, "--num_frames", frames, "--overwrite"))
+    first, second = (tmp_path / "out/run/cache/embeddings").iterdir()
+    first, second = EmbeddingCache(first.parent, first.name), EmbeddingCache(second.parent, second.name)
+    assert first._rows.keys() == second._rows.keys()
+    assert any((first._rows[key] != second._rows[key]).any() for key in first._rows)

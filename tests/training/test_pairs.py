@@ -72,8 +72,14 @@ def test_stored_frames_give_the_inputs_of_the_original_files(store, processor):
 def test_interrupted_decoding_leaves_nothing(store, processor):
     store.put([("video", noise_video(3))])  # never sealed
     assert len(FrameStore(store.folder.parent, processor)) == 0
+    others = store.folder.parent / ".git"  # a run_dir that holds more than a run
+    others.mkdir()
+    for name in (".t2v-0123456789abcdef", ".checkpoint-00000012"):
+        (store.folder.parent / name).mkdir()
+    (store.folder.parent / f".{'0' * 32}.tmp").touch()
     remove_unfinished(store.folder.parent)
     assert list(store.folder.iterdir()) == []
+    assert sorted(store.folder.parent.iterdir()) == [others, store.folder]
 
 
 def test_media_by_path_and_empty_sides(tmp_path, store):
@@ -124,12 +130,13 @@ def text_pairs(count, sources=None):
     ]
 
 
-def test_ranks_share_the_batch_of_one():
-    pairs = text_pairs(20)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batch_of_one(ranks):
+    pairs = text_pairs(20)  # three batches of six, and two pairs left over
     whole = PairStream("t2t", pairs, 6, 0, seed=1)
-    parts = [PairStream("t2t", pairs, 3, 0, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    parts = [PairStream("t2t", pairs, 6 // ranks, 0, seed=1, rank=rank, world_size=ranks) for rank in range(ranks)]
     for index in (0, 1, 2, 3, 9, 4):  # also backwards
-        joined = parts[0].batch(index)[0] + parts[1].batch(index)[0]
+        joined = [pair for part in parts for pair in part.batch(index)[0]]
         assert joined == whole.batch(index)[0]
         assert parts[0].batch(index)[1] == index // 3
 

@@ -102,6 +102,9 @@ def test_memory_and_steps_follow_the_recipe():
     part = "activations of the language model"
     assert small["memory"]["DDP"][part] < plan["memory"]["DDP"][part] / 8
     assert "GiB" in format_plan(plan, arguments[2])
+    assert plan["disk"]["checkpoints"] == 3 * 12 * trained  # two kept, one being written
+    frozen = sum(plan["parameters"][part] for part in ("vision tower", "token embeddings", "language model"))
+    assert plan["disk"]["checkpoints under FSDP2"] == 3 * (12 * trained + 2 * frozen)
 
 
 def test_memory_of_qwen3_counts_what_it_has_of_its_own():

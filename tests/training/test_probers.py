@@ -1,14 +1,17 @@
 """Embedders from outside the run."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
 from tiny_runs import words_of
 
+from modeling_gve import GVEModel
 from training.pairs import Side
 from training.probers import load_prober
-from training.pyramid import main
+from training.pyramid import main, prepare, train
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,27 @@ def test_tasks_that_the_prober_cannot_read_get_the_mean_of_the_others(sentence_e
     [plan] = json.loads((tmp_path / "training_run.json").read_text())["curriculum"]
     assert plan["relevance"]["t2v"] == plan["relevance"]["i2v"] == plan["relevance"]["t2t"] > 0.3
     assert list(plan["probabilities"].values()) == pytest.approx([1 / 3] * 3)
+
+
+def test_a_prober_leaves_memory_when_it_has_scored(recipe, base_model, tmp_path, gve_config, processor):
+    """It may be as large as what is trained."""
+    GVEModel(gve_config).save_pretrained(tmp_path / "prober")
+    processor.save_pretrained(tmp_path / "prober")
+    words = ["--prober", str(tmp_path / "prober"), "--epochs", "1", "--steps_per_epoch", "1"]
+    run = prepare(words_of(recipe, tmp_path / "out", *words))
+    weights = weakref.ref(run.prober.model)
+    train(run)
+    gc.collect()
+    assert weights() is None
+
+
+def test_code_of_a_prober_that_fails(tmp_path):
+    """Whatever it raises, the message names the prober."""
+    code = {"AutoConfig": "code.C", "AutoModel": "code.M"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "auto_map": code}))
+    (tmp_path / "code.py").write_text("from torch import no_such_name\n")
+    with pytest.raises(ValueError, match=f"cannot load prober '{tmp_path}': cannot import name 'no_such_name'"):
+        load_prober(str(tmp_path), torch.device("cpu"))
 
 
 def test_no_prober(backbone_checkpoint, tmp_path):

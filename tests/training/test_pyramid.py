@@ -1,19 +1,23 @@
 """The recipe as users run it: in processes of its own, killed, resumed, on two ranks, with mistakes."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_runs import SCRIPT, STEPS, TWO_RANKS, environment, steps_of, words_of
+from accelerate import InitProcessGroupKwargs
+from safetensors.torch import load_file, save_file
+from tiny_runs import SCRIPT, STEPS, environment, launcher, steps_of, words_of
 
+from training.prepare import PATIENCE, start_accelerator
 from training.pyramid import main
 
 
@@ -114,6 +118,15 @@ def test_other_content_under_the_same_names_is_another_run(whole_run, recipe, tm
         assert changed in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_other_weights_is_refused(whole_run, recipe, tmp_path):
+    """Nothing would be restored under other names, and the run go on from where it started."""
+    shutil.copytree(whole_run / "run", tmp_path / "run")
+    for path in tmp_path.glob("run/checkpoint-*/trained.safetensors"):
+        save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match="holds other weights than those that learn, such as .*: set overwrite"):
+        main(words_of(recipe, tmp_path))
+
+
 def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
     """Another model as prober gives the R_k that it gives as the model itself; then the weights have their say."""
     for name, words in (("probed", ["--prober", str(whole_run)]), ("itself", ["--model", str(whole_run)])):
@@ -127,46 +140,120 @@ def test_first_epoch_is_scored_by_the_prober(whole_run, recipe, tmp_path):
     assert probed[0]["relevance"] != pytest.approx(base[0]["relevance"], abs=1e-3)
 
 
-def test_two_ranks_equal_one(recipe, tmp_path):
-    """Two processes with batches of 2 and gradient caching learn what one learns from whole batches of 4."""
-    settings = ["--batch_size", "2", "--micro_batch_size", "2", "--loader_workers", "1", "--epochs", "1"]
-    words = [*SCRIPT[1:], *words_of(recipe, tmp_path / "two", *settings)]
+@pytest.fixture(scope="module")
+def mining(pairs_repo):
+    """Settings of a run that mines from 16 videos and probes 7 pairs: three ranks share both out unevenly."""
+    pytest.importorskip("faiss")
+    words = ["--negative_corpus", f"{pairs_repo}:i2v", "--mine_relative_margin", "1", "--probe_pairs", "7"]
+    return [*words, "--hard_negatives", "2", "--epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def joined_run(recipe, mining, tmp_path_factory):
+    """Output directory of one rank with batches of 6."""
+    output_dir = tmp_path_factory.mktemp("one")
+    main(words_of(recipe, output_dir, *mining, "--batch_size", "6"))
+    return output_dir
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_equal_one(joined_run, recipe, mining, tmp_path, ranks):
+    """Ranks that share batches of 6, with gradient caching, draw, mine and learn what one does from whole ones."""
+    settings = ["--batch_size", str(6 // ranks), "--micro_batch_size", "2", "--loader_workers", "1"]
+    words = [*SCRIPT[1:], *words_of(recipe, tmp_path, *mining, *settings)]
     env = environment(ACCELERATE_USE_CPU="true")
-    done = subprocess.run([*TWO_RANKS, *words], env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*launcher(ranks), *words], env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "two/training_run.json").read_text())
-    assert record["settings"]["world_size"] == 2
-    main(words_of(recipe, tmp_path / "one", "--epochs", "1"))
-    for one, two in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
-        assert one["task"] == two["task"]
+    records = [json.loads((folder / "training_run.json").read_text()) for folder in (joined_run, tmp_path)]
+    assert records[1]["settings"]["world_size"] == ranks
+    [one], [several] = (record["curriculum"] for record in records)
+    assert several["relevance"] == pytest.approx(one["relevance"], abs=1e-5)
+    assert several["draws"] == one["draws"]
+    one, several = (
+        json.loads((folder / f"run/checkpoint-{STEPS // 3:08d}/progress.json").read_text())["mined"]
+        for folder in (joined_run, tmp_path)
+    )
+    assert one == several
+    assert all(one.values())  # every task has found some
+    for one, several in zip(steps_of(joined_run), steps_of(tmp_path), strict=True):
+        assert one["task"] == several["task"]
         for name in ("loss", "positive", "gap", "grad_norm"):
-            assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-4), (one["step"], name)
+            assert one[name] == pytest.approx(several[name], rel=1e-3, abs=1e-4), (one["step"], name)
+
+
+KINDS = {
+    "ddp": {"ACCELERATE_USE_CPU": "true"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"},
+}
+
+
+def run_of_two(kind, words, output_dir):
+    """A run of two CPU ranks under DDP or DeepSpeed; what it printed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
+    launch += ["--rdzv_backend", "c10d", *SCRIPT[1:]]
+    env = environment(**KINDS[kind])
+    done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((output_dir / "training_run.json").read_text())["settings"]["world_size"] == 2
+    return done.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 def test_zero_2_equals_ddp(recipe, tmp_path, micro_batch_size):
     pytest.importorskip("deepspeed")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
-    launch += ["--rdzv_backend", "c10d"]
     settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3"]
     if micro_batch_size is not None:
         settings += ["--micro_batch_size", str(micro_batch_size)]
-    kinds = {
-        "ddp": {"ACCELERATE_USE_CPU": "true"},
-        "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"},
-    }
-    for name, extra in kinds.items():
-        words = [*launch, *SCRIPT[1:], *words_of(recipe, tmp_path / name, *settings)]
-        done = subprocess.run(words, env=environment(**extra), capture_output=True, text=True, timeout=1500)
-        assert done.returncode == 0, done.stderr
-        record = json.loads((tmp_path / name / "training_run.json").read_text())
-        assert record["settings"]["world_size"] == 2
+    for kind in KINDS:
+        run_of_two(kind, words_of(recipe, tmp_path / kind, *settings), tmp_path / kind)
     for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / "zero2"), strict=True):
         assert (one["task"], one["loss"]) == (other["task"], pytest.approx(other["loss"], abs=1e-5))
-    ddp, zero2 = (load_file(tmp_path / name / "model.safetensors") for name in kinds)
+    ddp, zero2 = (load_file(tmp_path / kind / "model.safetensors") for kind in KINDS)
     for name, tensor in ddp.items():
         torch.testing.assert_close(zero2[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_zero_2_resumes_from_what_learns(recipe, base_model, tmp_path):
+    """To the same weights, although its checkpoints leave frozen ones out."""
+    pytest.importorskip("deepspeed")
+    settings = [
+        "--batch_size",
+        "2",
+        "--epochs",
+        "1",
+        "--save_total_limit",
+        "9",
+        "--method",
+        "lora",
+        "--lora_rank",
+        "2",
+    ]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_of_two("zero2", words_of(recipe, whole, *settings), whole)
+    checkpoint = Path("run/checkpoint-00000002")
+    (resumed / "run").mkdir(parents=True)
+    (whole / checkpoint).rename(resumed / checkpoint)
+    saved = resumed / checkpoint / "pytorch_model/mp_rank_00_model_states.pt"
+    assert saved.stat().st_size < (base_model / "model.safetensors").stat().st_size / 2
+    assert "resuming from" in run_of_two("zero2", words_of(recipe, resumed, *settings), resumed)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(expected[name].equal(found[name]) for name in expected)
+
+
+def kill_tree(process):
+    """SIGKILL for a launcher and its ranks, which its process group does not hold: torch gives each a session.
+
+    Returns:
+        `int`: how many processes there were.
+    """
+    tree = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for each in tree:
+        each.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(tree[1:])
+    return len(tree)
 
 
 @pytest.mark.slow
@@ -174,14 +261,14 @@ def test_zero_2_equals_ddp(recipe, tmp_path, micro_batch_size):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_at_random_steps(recipe, tmp_path, ranks, streaming):
     """SIGKILL at ten random moments of a run, and each time the same command again."""
-    launch = SCRIPT if ranks == 1 else [*TWO_RANKS, *SCRIPT[1:]]
+    launch = SCRIPT if ranks == 1 else [*launcher(ranks), *SCRIPT[1:]]
     settings = ["--batch_size", str(4 // ranks), "--steps_per_epoch", "14", "--save_steps", "3"]
     settings += ["--streaming", "--window_pairs", "8"] if streaming else []
     env = environment(ACCELERATE_USE_CPU="true")
 
     def start(output_dir):
         words = [*launch, *words_of(recipe, output_dir, *settings)]
-        return subprocess.Popen(words, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
 
     assert start(tmp_path / "whole").wait() == 0
     killed, generator = tmp_path / "killed", random.Random(f"{ranks} {streaming}")
@@ -190,8 +277,7 @@ def test_killed_at_random_steps(recipe, tmp_path, ranks, streaming):
         while not (killed / "run/log.jsonl").exists() or len(steps_of(killed)) < target:
             assert process.poll() is None
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert kill_tree(process) >= (1 if ranks == 1 else 1 + ranks)
     assert start(killed).wait() == 0
     record = json.loads((killed / "training_run.json").read_text())
     assert record["settings"]["world_size"] == ranks
@@ -206,6 +292,7 @@ def test_killed_at_random_steps(recipe, tmp_path, ranks, streaming):
         (["--temperature", "7"], "temperature must be a number from 0.001 to 1.0 (the paper: 0.03), got 7.0"),
         (["--tasks", "t2v", "x2y", "--task_hard_negatives", "t2v=1"], "tasks names x2y, but"),
         (["--model", "no/such-model"], "cannot start from model 'no/such-model'"),
+        (["--negative_corpus", "x", "--mine_top_k", "1"], "must be at least 2, the hard_negatives of t2v, got 1"),
         (["--task_batch_size", "t2v=99"], "task 't2v' has 15 pairs, too few distinct pairs for one batch of 99"),
     ],
 )
@@ -224,6 +311,15 @@ def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
         main(words_of(recipe, tmp_path, "--report_to", "trackio"))
     message = "report_to names trackio, which is not installed: pip install trackio"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("deepspeed", "backend"), [("false", None), ("true", "gloo")])
+def test_ranks_wait_for_the_one_that_decodes(monkeypatch, tmp_path, deepspeed, backend):
+    monkeypatch.setattr("training.prepare.Accelerator", lambda **made: SimpleNamespace(distributed_type=None, **made))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", deepspeed)
+    handlers = start_accelerator(SimpleNamespace(report_to=[], run_dir=tmp_path)).kwargs_handlers
+    group = [handler.to_kwargs() for handler in handlers if isinstance(handler, InitProcessGroupKwargs)]
+    assert group == [{"timeout": PATIENCE} | ({"backend": backend} if backend else {})]
 
 
 def test_a_wrong_config_key_ends_in_one_line(tmp_path, capsys):

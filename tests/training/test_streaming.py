@@ -63,10 +63,12 @@ def test_a_pass_uses_pairs_once_and_each_pass_another_order(stream):
     assert [[side.text for side in sides] for sides in drawn.negatives] == [[f"n{q[1:]}"] for q in queries(drawn)]
 
 
-def test_ranks_share_the_batch_of_one(stream):
-    whole, parts = stream(batch_size=6), [stream(batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batch_of_one(stream, ranks):
+    parts = [stream(batch_size=6 // ranks, rank=rank, world_size=ranks) for rank in range(ranks)]
+    whole = stream(batch_size=6)
     for index in range(8):
-        assert queries(parts[0].draw(index)) + queries(parts[1].draw(index)) == queries(whole.draw(index))
+        assert [query for part in parts for query in queries(part.draw(index))] == queries(whole.draw(index))
 
 
 def test_a_cursor_resumes_without_reading_what_lies_before(stream, tmp_path):
@@ -97,6 +99,19 @@ def test_windows_are_few_on_disk_and_say_what_they_skip(stream, tmp_path):
     assert len(pairs) == 5 and all(pair.target.video in store for pair in pairs)
 
 
+def test_windows_of_other_processes_go_too(stream, tmp_path):
+    """Those of a loader's workers, of ranks, of a run that was killed, also in the middle of deleting one."""
+    whole, windows = stream(root=tmp_path / "elsewhere"), tmp_path / "windows"
+    for index in (0, 5, 10):
+        process = stream()
+        process.seek(whole.draw(index).cursor)
+        process.draw(index)
+    assert len(list(windows.glob("t2t-*"))) == 2
+    for window in windows.glob("t2t-*"):
+        window.rename(window.with_name(f".{window.name}"))  # as deletion begins
+    assert queries(stream().draw(0)) == queries(whole.draw(0))
+
+
 def test_too_few_pairs_for_a_batch(stream):
     with pytest.raises(ValueError, match="task 't2t' has 40 pairs, too few distinct pairs for one batch of 13"):
         stream(batch_size=13).draw(0)
@@ -113,6 +128,24 @@ def test_batches_do_not_depend_on_the_number_of_workers(processor):
         assert one.places.equal(other.places) and len(one.groups) == len(other.groups) >= 3
         for mine, theirs in zip(one.groups, other.groups):
             assert all(mine[name].equal(theirs[name]) for name in mine)
+
+
+def test_workers_of_a_later_epoch_start_where_the_last_one_ended(recipe, sharded_repo, tmp_path, monkeypatch):
+    """They inherit this process's streams, which drew nothing, and once read all windows since the start."""
+    made, make = tmp_path / "made", StreamedPairs._make_window
+
+    def noted(self, groups, folder):
+        with open(made, "a") as file:
+            file.write(f"{folder.name}\n")
+        make(self, groups, folder)
+
+    monkeypatch.setattr(StreamedPairs, "_make_window", noted)
+    words = ["--pairs", str(sharded_repo), "--tasks", "t2t", "--task_hard_negatives", "t2t=1", "--streaming"]
+    words += ["--window_pairs", "8", "--epochs", "3", "--steps_per_epoch", "9", "--loader_workers", "1"]
+    main(words_of(recipe, tmp_path / "out", *words))
+    # 27 batches of 4 are 13 windows of 8 pairs and a half; each later epoch's probe brings the first one back.
+    assert len(made.read_text().split()) <= 14 + 2
+    assert len(list((tmp_path / "out/run/cache/windows").glob("t2t-*"))) == 2
 
 
 def test_a_streamed_run_resumes_to_the_same_weights(recipe, sharded_repo, tmp_path, capsys):

@@ -6,6 +6,7 @@ import time
 from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import steps_of, words_of
 
@@ -83,15 +84,30 @@ def test_a_run_tells_its_trouble(recipe, base_model, tmp_path, monkeypatch, caps
     assert f"warning: {told[kind]}" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_no_number_ends_the_run(recipe, tmp_path, monkeypatch):
+class _NanGradient(torch.autograd.Function):
+    """A number whose gradient is none, as that of a sum which overflows backwards."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("what", "spoil"), [("loss", lambda loss: loss * float("nan")), ("gradient", _NanGradient.apply)]
+)
+def test_what_is_no_number_ends_the_run(recipe, tmp_path, monkeypatch, what, spoil):
     calls = iter(range(99))
 
     def loss(*arguments, **settings):
         output = matryoshka_info_nce(*arguments, **settings)
-        return output._replace(loss=output.loss * (float("nan") if next(calls) == 3 else 1.0))
+        return output._replace(loss=spoil(output.loss) if next(calls) == 3 else output.loss)
 
     monkeypatch.setattr("training.pyramid.matryoshka_info_nce", loss)
-    with pytest.raises(ValueError, match=r"the loss of task \w+ is nan: lower learning_rate or raise temperature"):
+    with pytest.raises(ValueError, match=rf"the {what} of task \w+ is nan: lower learning_rate or raise temperature"):
         main(words_of(recipe, tmp_path))
     assert len(steps_of(tmp_path)) == 3
     assert [path.name[-1] for path in checkpoints(tmp_path / "run")] == ["2"]  # from before the trouble

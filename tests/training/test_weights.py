@@ -1,6 +1,7 @@
 """Which weights learn, and that the merged model is the adapted one."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from tiny_runs import steps_of, words_of
 from modeling_gve import GVEModel
 from training.arguments import ModelArguments
 from training.pyramid import main, prepare, train
-from training.weights import ADAPTER, add_lora, load_model, make_trainable, merge_adapter, quantize_language_model
+from training.weights import (
+    ADAPTER,
+    add_lora,
+    export_model,
+    load_model,
+    make_trainable,
+    merge_adapter,
+    quantize_language_model,
+)
 
 
 ITEMS = ["a red square", "moves left, then right"]
@@ -80,6 +89,13 @@ def test_merged_equals_adapter(lora_run, base_model):
     assert all(step["grad_norm"] > 0 for step in steps_of(lora_run))
 
 
+def test_full_training_leaves_no_adapter_of_an_earlier_run(lora_run, gve_config, tmp_path):
+    shutil.copytree(lora_run / ADAPTER, tmp_path / ADAPTER)
+    model = GVEModel(gve_config)
+    assert export_model(model, ModelArguments(), tmp_path) == (model, None)
+    assert not (tmp_path / ADAPTER).exists()
+
+
 def test_full_training_freezes_what_it_is_told(gve_config):
     def learns(**settings):
         model = make_trainable(GVEModel(gve_config), ModelArguments(**settings))
@@ -101,6 +117,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(gve_config, processor):
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"method": "lora", "lora_targets": ["q_proj", "fc1"]},
+            "lora_targets names fc1, but layers have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
+        ),
+        ({"attn_implementation": "slow"}, "attn_implementation 'slow': "),
+    ],
+)
+def test_settings_that_the_model_does_not_have(gve_config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainable(GVEModel(gve_config), ModelArguments(**settings))
+
+
+def test_attention_without_its_library(gve_config, monkeypatch):
+    def refuse(self, name):
+        raise ImportError("flash_attn is not installed")
+
+    monkeypatch.setattr(GVEModel, "set_attn_implementation", refuse)
+    with pytest.raises(ValueError, match="attn_implementation 'flash_attention_2': flash_attn is not installed"):
+        make_trainable(GVEModel(gve_config), ModelArguments(attn_implementation="flash_attention_2"))
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])

@@ -9,9 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 SCRIPT = [sys.executable, str(ROOT / "training/pyramid.py")]
-# Two CPU ranks; `--cpu --num_processes 2` would start one.
-TWO_RANKS = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-TWO_RANKS += ["--main_process_port", "0"]
+
+
+def launcher(ranks):
+    """Words that start CPU ranks; `--cpu --num_processes 2` would start one."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(ranks)]
+    return [*words, "--main_process_port", "0"]
 
 
 def environment(**extra):
