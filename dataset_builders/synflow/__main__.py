@@ -39,7 +39,9 @@ def main(words=None):
     parser.add_argument("--executor", choices=("local", "slurm", "ray"), default="local")
     parser.add_argument("--tasks", type=int, default=1, help="parts that run at once (default: %(default)s)")
     parser.add_argument("--plan", action="store_true", help="forecast videos, requests, tokens, GB and hours")
-    parser.add_argument("--sample", type=int, default=24, help="videos that --plan looks at (default: %(default)s)")
+    parser.add_argument(
+        "--sample", type=int, default=24, help="videos a task that --plan times (default: %(default)s)"
+    )
     parser.add_argument("--root", default="build/synflow", help="folder of runs (default: %(default)s)")
     parser.add_argument("--output", help="folder of the dataset (default: build/hub/org/<name>)")
     parser.add_argument("--store", help="folder of paid answers (default: <root>/answers)")
@@ -50,7 +52,7 @@ def main(words=None):
     try:
         recipe = load_recipe(arguments.recipe)
         if arguments.plan:
-            print(forecast(recipe, arguments.tasks, arguments.sample))
+            print(forecast(recipe, arguments.tasks, arguments.sample, arguments.executor))
             return 0
         places = {"root": arguments.root, "output": arguments.output, "store": arguments.store}
         output = run(recipe, **places, executor=arguments.executor, tasks=arguments.tasks)

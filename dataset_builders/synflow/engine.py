@@ -40,6 +40,7 @@ logger.disable("datatrove.executor.base")  # it logs an exception and raises it 
 logger.disable("datatrove.pipeline.writers.disk_base")  # it warns of files that are not named by task
 
 RESTARTS = 20  # of a pool whose workers were killed
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Stage(NamedTuple):
@@ -164,11 +165,7 @@ class LocalExecutor(LocalPipelineExecutor):
 
     def _run_in_pool(self, ranks, bar):
         """Whether all parts were done."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        workers = max(1, min(self.workers, len(ranks)))
-        watch = {"initializer": _leave_with, "initargs": (os.getpid(),)}
-        with ProcessPoolExecutor(workers, mp_context=context, **watch) as pool:
+        with open_pool(max(1, min(self.workers, len(ranks)))) as pool:
             pristine = dill.dumps(self)
             waiting = [pool.submit(_run_part, pristine, rank) for rank in ranks]
             try:
@@ -182,6 +179,19 @@ class LocalExecutor(LocalPipelineExecutor):
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return True
+
+
+def open_pool(workers, prepare=None, *facts):
+    """A pool that notices a killed worker; its workers begin with `prepare(*facts)` and end with this process."""
+    CONTEXT.set_forkserver_preload([__name__])
+    begin = {"initializer": _begin_worker, "initargs": (os.getpid(), prepare, *facts)}
+    return ProcessPoolExecutor(workers, mp_context=CONTEXT, **begin)
+
+
+def _begin_worker(driver, prepare, *facts):
+    _leave_with(driver)
+    if prepare is not None:
+        prepare(*facts)
 
 
 def _leave_with(driver):
@@ -244,7 +254,7 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
         store (`str`, *optional*): folder of paid answers, shared by all runs, default `<root>/answers`.
         executor (`str`): "local", "slurm" or "ray".
         tasks (`int`): parts that run at once.
-        clock (`dict`, *optional*): gets the wall seconds of each stage.
+        clock (`dict`, *optional*): gets the wall seconds of the index and of each stage.
 
     Returns:
         `Path`: the dataset's folder.
@@ -258,7 +268,10 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
     write_whole(work / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     _check_output(work, output)
     remove_unfinished(work)
+    started = time.perf_counter()
     parts = write_index(recipe, work)
+    if clock is not None:
+        clock["index"] = time.perf_counter() - started
     if executor == "ray":
         import ray
 

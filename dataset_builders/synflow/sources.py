@@ -3,9 +3,11 @@
 import json
 import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import datasets
+import numpy as np
 
 from dataset_builders.synflow.documents import WholeWriter, new_document
 from dataset_builders.synflow.recipe import RecipeError
@@ -66,10 +68,38 @@ def list_videos(recipe, work):
     index = 0
     for source in recipe.sources:
         for row in _LISTS[source.kind](source, work):
-            if row["text"] is None:
-                row["text"] = draw_video(source, recipe.seed, row["number"]).text
-            yield new_document(index, index // recipe.part_size, source.id, **row)
+            yield _document(recipe, source, index, row)
             index += 1
+
+
+def _document(recipe, source, index, row):
+    if row["text"] is None:
+        row["text"] = draw_video(source, recipe.seed, row["number"]).text
+    return new_document(index, index // recipe.part_size, source.id, **row)
+
+
+def sample_videos(recipe, work, counts, number):
+    """About `number` videos at random, as many of each source as are its share.
+
+    Of a streamed source they are the first, because all before the last one are downloaded.
+
+    Args:
+        recipe (`Recipe`): its seed draws them.
+        work (`Path`): where streamed videos are written.
+        counts (`dict`): videos by source, as [`count_videos`] has them.
+        number (`int`): of videos.
+    """
+    found, rng, total = [], np.random.default_rng(recipe.seed), sum(counts.values())
+    for source in recipe.sources:
+        count = counts[source.id]
+        size = min(count, max(1, round(number * count / total)))
+        places = range(size) if source.kind == "dataset" else np.sort(rng.permutation(count)[:size])
+        wanted = set(map(int, places))
+        rows = islice(_LISTS[source.kind](source, work), max(wanted, default=-1) + 1)
+        chosen = [row for place, row in enumerate(rows) if place in wanted]
+        found += [_document(recipe, source, len(found) + k, row) for k, row in enumerate(chosen)]
+    order = rng.permutation(len(found))
+    return [found[k] for k in order]
 
 
 def count_videos(recipe):

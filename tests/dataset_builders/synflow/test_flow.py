@@ -16,12 +16,12 @@ import yaml
 from stand_in_captioner import Captioner
 
 from dataset_builders.referenced_media import MediaIndex
-from dataset_builders.synflow import pairing
+from dataset_builders.synflow import pairing, plan, trial
 from dataset_builders.synflow.__main__ import main
 from dataset_builders.synflow.benchmark import main as benchmark
 from dataset_builders.synflow.card import configs
 from dataset_builders.synflow.documents import count_dropped
-from dataset_builders.synflow.engine import make_executor, run, stages, work_folder
+from dataset_builders.synflow.engine import make_executor, open_pool, run, stages, work_folder
 from dataset_builders.synflow.plan import forecast
 from dataset_builders.synflow.publish import Publisher, read_rows
 from dataset_builders.synflow.recipe import FORMATS, PAPER_BUDGETS, Recipe, RecipeError
@@ -388,14 +388,44 @@ def test_two_thousand_videos_with_a_tenth_bad(tmp_path):
 
 def test_the_plan_counts_without_running(tmp_path, capsys):
     recipe = recipe_of(12)
-    plan = forecast(recipe, sample=4)
-    assert plan.videos == 12 and plan.kept == 12 and plan.requests["video_captions"] == 12
-    assert plan.pairs == SMALL and plan.input_tokens > 12 * 8 * 256
-    assert plan.output_gigabytes > 0 and all(seconds > 0 for seconds in plan.seconds.values())
+    planned = forecast(recipe, sample=4)
+    assert planned.videos == 12 and planned.kept == 12 and planned.requests["video_captions"] == 12
+    assert planned.pairs == SMALL and planned.input_tokens > 12 * 8 * 256
+    assert planned.output_gigabytes > 0 and all(seconds > 0 for seconds in planned.seconds.values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert main([str(tmp_path / "recipe.yaml"), "--plan", "--sample", "2", "--root", str(tmp_path / "runs")]) == 0
     assert "videos    12" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_of_two_tasks_times_two_processes_at_once(monkeypatch):
+    """Each takes its part of the sample, and the busiest task's parts are what a stage takes."""
+    monkeypatch.setattr(plan, "cores", lambda: 2)
+    pools = []
+    monkeypatch.setattr(trial, "open_pool", lambda *facts: pools.append(facts[0]) or open_pool(*facts))
+    planned = forecast(recipe_of(12), tasks=5, sample=2)
+    assert planned.kept == 12 and pools == [2] * 5  # inspect, cut twice, ask, publish; parts: 4
+    assert forecast(recipe_of(12), tasks=2, sample=2, executor="slurm").kept == 12 and len(pools) == 5
+
+
+def test_the_busiest_task_takes_the_next_part_when_it_is_free():
+    assert plan._busiest(800, 128, 2) == 416  # parts of 128, the last of 32: 3 + 32 beside 3
+    assert plan._busiest(800, 128, 1) == 800 and plan._busiest(10, 128, 4) == 10
+    assert plan._busiest(1024, 128, 4) == 256
+
+
+def test_stills_that_formats_share_are_counted_once():
+    assert plan._mean_most([0.5, 0.5]) == pytest.approx(0.75)  # none asks for one video in four
+    assert plan._mean_most([1.25, 0.5, 0.0]) == pytest.approx(1.25)
+    assert plan._mean_most([0.0, 0.0]) == 0
+
+
+def test_a_worker_that_fails_in_a_plan_ends_it_with_its_own_error(tmp_path, monkeypatch):
+    """The others wait for it: they are released, and theirs is not the error that is shown."""
+    monkeypatch.setattr(plan, "cores", lambda: 2)
+    recipe = recipe_of(12, quality={"similarity": {"model": str(tmp_path), "threshold": 0}})
+    with pytest.raises(RecipeError, match="quality.similarity.model: No model at"):
+        forecast(recipe, tasks=2, sample=2)
 
 
 def test_the_benchmark_says_how_fast_and_how_far_off(tmp_path, capsys):

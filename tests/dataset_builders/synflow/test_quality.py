@@ -13,7 +13,7 @@ from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.engine import remove_unfinished
 from dataset_builders.synflow.quality import Selection, SimilarityFilter, VideoFilter
 from dataset_builders.synflow.recipe import Recipe, RecipeError
-from dataset_builders.synflow.sources import list_videos, write_index
+from dataset_builders.synflow.sources import count_videos, list_videos, sample_videos, write_index
 from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 
 
@@ -183,6 +183,26 @@ def test_a_dataset_is_streamed_as_a_source(tmp_path):
     assert [document.id for document in PartReader(work / "index").run(rank=0)] == ["hub/0000000", "hub/0000001"]
     with pytest.raises(RecipeError, match=r"has no column \['movie'\]"):
         list(list_videos(streamed_recipe(repo, video="movie"), work))
+
+
+def test_a_sample_is_drawn_by_source_and_streams_no_more_than_its_share(tmp_path):
+    features = datasets.Features({"clip": datasets.Video(), "caption": datasets.Value("string")})
+    clip = {"bytes": b"a video", "path": None}
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    rows = [{"clip": clip, "caption": f"Caption {k}"} for k in range(10)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(repo / "train.parquet")
+    streamed = {"kind": "dataset", "id": "hub", "repo": str(repo), "video": "clip", "text": "caption", "limit": 10}
+    sources = [streamed, {"kind": "rendered", "id": "films", "videos": 30}]
+    recipe = Recipe(name="a", sources=sources, captioner={"url": "http://127.0.0.1:1/v1"})
+    sample = sample_videos(recipe, tmp_path / "work", count_videos(recipe), 8)
+    names = sorted(document.id for document in sample)
+    assert names[6:] == ["hub/0000000", "hub/0000001"] and len(set(names)) == 8
+    assert len(list((tmp_path / "work").rglob("*.mp4"))) == 2
+    assert len({document.metadata["index"] for document in sample}) == 8
+    assert names != [f"films/{k:07d}" for k in range(6)] + names[6:]
+    again = sample_videos(recipe, tmp_path / "again", count_videos(recipe), 8)
+    assert [document.id for document in again] == [document.id for document in sample]
 
 
 def test_sources_say_what_is_wrong_with_them(tmp_path):
