@@ -130,8 +130,6 @@ def forecast(recipe, tasks=1, sample=24, executor="local"):
     }
     tokens_in, tokens_out = _tokens(recipe, requests)
     captioner = recipe.captioner
-    money = tokens_in * captioner.dollars_per_million_input_tokens
-    money += tokens_out * captioner.dollars_per_million_output_tokens
     picture, clip, video = sizes["picture"], sizes["clip"], sizes["video"]
     stills, cuts = _media_a_video(recipe, pairs, videos * share)
     rows = {t: n * sum(a * b for a, b in zip(MEDIA[t], (picture, clip, video))) for t, n in pairs.items()}
@@ -174,7 +172,7 @@ def forecast(recipe, tasks=1, sample=24, executor="local"):
         requests=requests,
         input_tokens=tokens_in,
         output_tokens=tokens_out,
-        dollars=money / 1e6,
+        dollars=captioner.dollars(tokens_in, tokens_out),
         work_gigabytes=work / 1e9,
         output_gigabytes=sum(rows.values()) / 1e9,
         seconds={"index": alone("index", videos), **{stage: start + wall[stage] for stage in STAGES}},

@@ -1,12 +1,13 @@
 """Where videos come from: the index lists them once, in a fixed order, and cuts it into parts."""
 
+import hashlib
 import json
-import os
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 
 from dataset_builders.synflow.documents import WholeWriter, new_document
@@ -39,20 +40,31 @@ def _list_files(source, work):
 
 def _list_dataset(source, work):
     rows = datasets.load_dataset(source.repo, source.config, split=source.split, streaming=True)
-    if missing := {source.video, source.text} - set(rows.column_names or (source.video, source.text)):
+    needed = [column for column in (source.video, source.text, source.source) if column]
+    if missing := set(needed) - set(rows.column_names or needed):
         problem = f"{source.repo} has no column {sorted(missing)}, but {rows.column_names}"
         raise RecipeError(f"source {source.id}: {problem}")
     if isinstance((rows.features or {}).get(source.video), datasets.Video):
         rows = rows.cast_column(source.video, datasets.Video(decode=False))
     for number, row in enumerate(rows.take(source.limit) if source.limit else rows):
-        video, name = row[source.video], f"{number:07d}"
-        data = video if isinstance(video, bytes) else (video or {}).get("bytes")
-        if data is None and isinstance(video, dict) and video.get("path") and os.path.isfile(video["path"]):
-            data = Path(video["path"]).read_bytes()
+        name = f"{number:07d}"
         path = Path(work) / "videos" / source.id / f"{name}.mp4"
-        if not path.exists() and data is not None:
+        data = None if path.exists() else _video_bytes(row[source.video])
+        if data is not None:
             write_whole(path, data)
-        yield {"name": name, "text": str(row[source.text] or ""), "file": str(path)}
+        group = row[source.source] if source.source else None
+        yield {"name": name, "text": str(row[source.text] or ""), "file": str(path), "group": group}
+
+
+def _video_bytes(video):
+    """Of a column of bytes or of files, which may lie on the Hub or in an archive; None where there are none."""
+    if not isinstance(video, dict) or video.get("bytes") is not None:
+        return video["bytes"] if isinstance(video, dict) else video
+    try:
+        with fsspec.open(video.get("path") or "", "rb") as file:
+            return file.read()
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _list_rendered(source, work):
@@ -117,9 +129,8 @@ def count_videos(recipe):
 
 def write_index(recipe, work):
     """Writes `index/<part>.jsonl` unless that was done; returns the number of parts."""
-    done = Path(work) / "index" / "parts.json"
-    if done.exists():
-        return json.loads(done.read_text())
+    if (begun := read_index(recipe, work)) is not None:
+        return begun
     last, writer = None, WholeWriter(Path(work) / "index")
     with writer:
         for document in list_videos(recipe, work):
@@ -127,8 +138,36 @@ def write_index(recipe, work):
             writer.write(document, rank=last)
     if last is None:
         raise RecipeError("the sources hold no videos")
-    write_whole(done, json.dumps(last + 1))
+    write_whole(_parts(work), json.dumps({"parts": last + 1, "captions": _captions_hashes(recipe)}))
     return last + 1
+
+
+def read_index(recipe, work):
+    """The number of parts, None where there is no index.
+
+    Raises:
+        RecipeError: a source's captions are others than when the run began.
+    """
+    if not _parts(work).exists():
+        return None
+    begun, captions = json.loads(_parts(work).read_text()), _captions_hashes(recipe)
+    for name, digest in begun["captions"].items():
+        if captions.get(name) != digest:
+            raise RecipeError(
+                f"source {name}: its captions have changed since the run began; remove {work} and the dataset to "
+                "begin anew (answers are kept), or give the recipe another name"
+            )
+    return begun["parts"]
+
+
+def _parts(work):
+    return Path(work) / "index" / "parts.json"
+
+
+def _captions_hashes(recipe):
+    """`{source: hash}` of the captions' files, which a recipe names and does not hold."""
+    files = {source.id: Path(source.folder) / source.captions for source in recipe.sources if source.kind == "files"}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if path.is_file()}
 
 
 def video_file(recipe, work, document):
