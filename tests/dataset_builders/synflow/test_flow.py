@@ -458,7 +458,12 @@ def test_the_plan_counts_without_running(tmp_path, capsys):
     assert planned.output_gigabytes > 0 and all(seconds > 0 for seconds in planned.seconds.values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert main([str(tmp_path / "recipe.yaml"), "--plan", "--sample", "2", "--root", str(tmp_path / "runs")]) == 0
-    assert "videos    12" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "videos    12" in said and "not in it" not in said
+    benchmark = {"benchmark": "org/is-not-downloaded"}
+    assert "not in it reading org/is-not-downloaded" in str(
+        forecast(recipe_of(12, decontamination=benchmark), sample=1)
+    )
     assert not (tmp_path / "runs").exists()
 
 
