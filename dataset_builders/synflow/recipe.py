@@ -216,7 +216,7 @@ class Output(Settings):
 
 
 class Decontamination(Settings):
-    """Drops what is in the benchmark: a UVRB repo whose corpora hold videos and whose queries hold texts."""
+    """Drops what is in the benchmark, a UVRB repo: the videos and the texts of its corpora and queries."""
 
     benchmark: str
     # Not in the paper: bits as in `Duplicates`; share of a text's 8-word sequences that occur in a benchmark text.

@@ -49,7 +49,14 @@ def _list_dataset(source, work):
     for number, row in enumerate(rows.take(source.limit) if source.limit else rows):
         name = f"{number:07d}"
         path = Path(work) / "videos" / source.id / f"{name}.mp4"
-        data = None if path.exists() else _video_bytes(row[source.video])
+        try:
+            data = None if path.exists() else _video_bytes(row[source.video])
+        except OSError as error:
+            problem = " ".join(str(error).split())[:160]
+            raise RecipeError(
+                f"source {source.id}, row {number}: cannot be read ({problem}); start the same command again: what "
+                "was read is kept"
+            ) from error
         if data is not None:
             write_whole(path, data)
         group = row[source.source] if source.source else None
@@ -63,7 +70,7 @@ def _video_bytes(video):
     try:
         with fsspec.open(video.get("path") or "", "rb") as file:
             return file.read()
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError):  # the empty path is a folder
         return None
 
 
@@ -138,7 +145,7 @@ def write_index(recipe, work):
             writer.write(document, rank=last)
     if last is None:
         raise RecipeError("the sources hold no videos")
-    write_whole(_parts(work), json.dumps({"parts": last + 1, "captions": _captions_hashes(recipe)}))
+    write_whole(_listed(work), json.dumps({"parts": last + 1, "captions": _captions_hashes(recipe)}))
     return last + 1
 
 
@@ -148,9 +155,9 @@ def read_index(recipe, work):
     Raises:
         RecipeError: a source's captions are others than when the run began.
     """
-    if not _parts(work).exists():
+    if not _listed(work).exists():
         return None
-    begun, captions = json.loads(_parts(work).read_text()), _captions_hashes(recipe)
+    begun, captions = json.loads(_listed(work).read_text()), _captions_hashes(recipe)
     for name, digest in begun["captions"].items():
         if captions.get(name) != digest:
             raise RecipeError(
@@ -160,8 +167,8 @@ def read_index(recipe, work):
     return begun["parts"]
 
 
-def _parts(work):
-    return Path(work) / "index" / "parts.json"
+def _listed(work):
+    return Path(work) / "index" / "listed.json"
 
 
 def _captions_hashes(recipe):

@@ -5,7 +5,6 @@ will run at once are timed at the same time, each on a part of the sample.
 """
 
 import copy
-import multiprocessing
 import os
 import threading
 import time
@@ -125,7 +124,7 @@ def _together(step, recipe, folder, documents, at_once):
     return Timing(max(timing.load for timing, _, _ in results), each), kept
 
 
-_all_loaded = None
+_all_loaded = None  # of a process that is timed beside others: where they meet
 
 
 def _meet_at(barrier):
@@ -138,20 +137,19 @@ def _time_share(step, recipe, folder, documents):
 
     What is loaded once, whatever the number of videos, is loaded by the first, which is not timed.
     """
-    meeting = _all_loaded if multiprocessing.parent_process() else None
     first, timed = documents[:1], documents[1:] or copy.deepcopy(documents)
     try:
         started = time.perf_counter()
         kept = list(step(recipe, folder, first))
         loaded = time.perf_counter() - started
-        if meeting is not None:
-            meeting.wait()
+        if _all_loaded is not None:
+            _all_loaded.wait()
         started = time.perf_counter()
         rest = list(step(recipe, folder, timed))
         each = (time.perf_counter() - started) / len(timed)
     except BaseException:
-        if meeting is not None:
-            meeting.abort()
+        if _all_loaded is not None:
+            _all_loaded.abort()
         raise
     return Timing(max(0.0, loaded - each), each), kept + rest if len(documents) > 1 else rest, len(timed)
 

@@ -489,12 +489,15 @@ def test_stills_that_formats_share_are_counted_once():
     assert plan._mean_most([0.0, 0.0]) == 0
 
 
-def test_a_worker_that_fails_in_a_plan_ends_it_with_its_own_error(tmp_path, monkeypatch):
+def test_a_process_that_fails_in_a_plan_ends_it_with_its_own_error(tmp_path):
     """The others wait for it: they are released, and theirs is not the error that is shown."""
-    monkeypatch.setattr(plan, "cores", lambda: 2)
-    recipe = recipe_of(12, quality={"similarity": {"model": str(tmp_path), "threshold": 0}})
-    with pytest.raises(RecipeError, match="quality.similarity.model: No model at"):
-        forecast(recipe, tasks=2, sample=2)
+    (tmp_path / "there.mp4").write_bytes(b"a video")
+    names = "there.mp4", "gone.mp4"
+    documents = [Document(text=" ", id=name, metadata={"file": str(tmp_path / name)}) for name in names]
+    with pytest.raises(FileNotFoundError, match="gone.mp4"):
+        trial._together(trial.publish, recipe_of(2), tmp_path, documents, 2)
+    timing, kept = trial._together(trial.publish, recipe_of(2), tmp_path, documents[:1] * 4, 2)
+    assert timing.each > 0 and len(kept) == 4
 
 
 def test_the_benchmark_says_how_fast_and_how_far_off(tmp_path, capsys):

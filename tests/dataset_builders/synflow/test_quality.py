@@ -223,7 +223,7 @@ def test_a_dataset_is_streamed_as_a_source(tmp_path):
         list(list_videos(streamed_recipe(repo, video="movie"), work))
 
 
-def test_a_folder_of_zipped_videos_is_streamed_and_clips_of_one_source_stay_together(tmp_path):
+def test_a_folder_of_zipped_videos_is_streamed_and_clips_of_one_source_stay_together(tmp_path, monkeypatch):
     """As the Hub has them: paths in an archive, and a column of the longer video."""
     repo = tmp_path / "repo"
     repo.mkdir()
@@ -237,6 +237,13 @@ def test_a_folder_of_zipped_videos_is_streamed_and_clips_of_one_source_stay_toge
     assert {document.metadata["group"] for document in kept} == {"hub/long"}
     with pytest.raises(RecipeError, match=r"has no column \['movie'\]"):
         list(list_videos(streamed_recipe(repo, video="video", source="movie"), tmp_path / "work"))
+
+    def broken(video):
+        raise ConnectionError("the line is down")
+
+    monkeypatch.setattr("dataset_builders.synflow.sources._video_bytes", broken)
+    with pytest.raises(RecipeError, match="source hub, row 0: cannot be read .the line is down.; start the same"):
+        list(list_videos(streamed_recipe(repo, video="video"), tmp_path / "elsewhere"))
 
 
 def test_captions_that_changed_since_the_run_began_are_said(archive, tmp_path):
