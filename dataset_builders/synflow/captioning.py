@@ -32,6 +32,7 @@ from dataset_builders.synflow.store import AnswerStore
 
 # Of the composed formats: the request, and what of the reference video it shows.
 COMPOSED = {"ti2v": ("frame_query", "still"), "tv2v": ("clip_query", "clip")}
+REFUSED = "captioner_refused"
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 30.0
 
 
@@ -189,7 +190,8 @@ class CaptionRunner(InferenceRunner):
         stored = await asyncio.to_thread(store.get, key)
         if stored is None:
             stored = await self._pay(request, key, generate)
-            await asyncio.to_thread(store.put, key, stored)
+            if stored.get("reason") != REFUSED:  # nothing was paid, and a server that is set up otherwise may take it
+                await asyncio.to_thread(store.put, key, stored)
         for name in ("input_tokens", "output_tokens", "requests"):
             self.stat_update(name, value=stored[name], unit="answer")
         return {**about, **{name: stored[name] for name in ("answer", "reason", "detail") if name in stored}}
@@ -214,7 +216,7 @@ class CaptionRunner(InferenceRunner):
                 try:
                     result = await _generated(generate, payload)
                 except Refused as error:
-                    return {**spent, "reason": "captioner_refused", "detail": str(error.args[1])}
+                    return {**spent, "reason": REFUSED, "detail": str(error.args[1])}
                 spent["requests"] += 1
                 spent["input_tokens"] += result.usage.get("prompt_tokens") or 0
                 spent["output_tokens"] += result.usage.get("completion_tokens") or 0

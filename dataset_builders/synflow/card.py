@@ -82,7 +82,7 @@ class Card(PipelineStep):
             for task in FORMATS
         ]
         seconds = [video.metadata["seconds"] for video in videos if "seconds" in video.metadata]
-        self._plots(words, seconds, table)
+        self.plot(words, seconds, table)
         front = yaml.safe_dump(
             {"license": "other", "task_categories": ["feature-extraction"], "configs": configs(self.output)},
             sort_keys=False,
@@ -105,7 +105,7 @@ class Card(PipelineStep):
         )
         yield from ()
 
-    def _plots(self, words, seconds, table):
+    def plot(self, words, seconds, table):
         from matplotlib.figure import Figure  # slow to import, and needed once
 
         figure = Figure(figsize=(12, 3.2))

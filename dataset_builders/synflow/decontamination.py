@@ -12,14 +12,16 @@ from dataset_builders.synflow.texts import ngrams
 
 @lru_cache(maxsize=2)
 def load_benchmark(settings, limits):
-    """Signatures `{config/id: (128,) uint8}` of a UVRB repo's corpora and all word sequences of its queries.
+    """Signatures `{config/id: (128,) uint8}` of a UVRB repo's videos, and all word sequences of its texts.
+
+    Queries are videos too, in some tasks clips of those in the corpus; and corpora may hold texts.
 
     Args:
         settings (`Decontamination`): which repo, and how long the sequences are.
         limits (`VideoQuality`): bounds for decoding; a benchmark video beyond them cannot be in the data either.
 
     Raises:
-        RecipeError: there is no such repo.
+        RecipeError: there is no such repo, or it is no benchmark.
     """
     try:
         names = datasets.get_dataset_config_names(settings.benchmark)
@@ -27,25 +29,27 @@ def load_benchmark(settings, limits):
         problem = " ".join(str(error).split())[:160]
         raise RecipeError(f"decontamination.benchmark: no dataset {settings.benchmark} ({problem})") from error
     signatures, texts = {}, set()
-    for name in names:
-        if name.endswith("-queries"):
-            for text in _rows(settings.benchmark, name, ("text",))["text"]:
-                if text:
-                    texts |= ngrams(text, settings.ngram)
-        elif name.endswith("-corpus"):
-            for row in _rows(settings.benchmark, name, ("id", "video")):
-                if row["video"] is not None:
-                    try:
-                        bits = signature(look_at(row["video"]["bytes"] or row["video"]["path"], limits))
-                    except FootageError:
-                        continue
-                    signatures[f"{name}/{row['id']}"] = np.frombuffer(bits.tobytes(), np.uint8)
+    sides = [name for name in names if name.endswith(("-queries", "-corpus"))]
+    if not sides:
+        raise RecipeError(
+            f"decontamination.benchmark: {settings.benchmark} has no <key>-queries and <key>-corpus, as UVRB has"
+        )
+    for name in sides:
+        for row in _rows(settings.benchmark, name):
+            texts |= ngrams(row.get("text") or "", settings.ngram)
+            if row.get("video") is not None:
+                try:
+                    bits = signature(look_at(row["video"]["bytes"] or row["video"]["path"], limits))
+                except FootageError:
+                    continue
+                signatures[f"{name}/{row['id']}"] = np.frombuffer(bits.tobytes(), np.uint8)
     return signatures, frozenset(texts)
 
 
-def _rows(repo, name, columns):
-    table = datasets.load_dataset(repo, name, split="test").select_columns(columns)
-    return table.cast_column("video", datasets.Video(decode=False)) if "video" in columns else table
+def _rows(repo, name):
+    table = datasets.load_dataset(repo, name, split="test")
+    table = table.select_columns([column for column in ("id", "text", "video") if column in table.column_names])
+    return table.cast_column("video", datasets.Video(decode=False)) if "video" in table.column_names else table
 
 
 def text_overlap(text, benchmark_ngrams, n):

@@ -32,14 +32,16 @@ from dataset_builders.synflow.quality import (
     VideoPresent,
 )
 from dataset_builders.synflow.recipe import RecipeError
-from dataset_builders.synflow.sources import write_index
+from dataset_builders.synflow.sources import read_index, write_index
 from dataset_builders.synflow.store import write_whole
 
 
 logger.disable("datatrove.executor.base")  # it logs an exception and raises it too: once is enough
 logger.disable("datatrove.pipeline.writers.disk_base")  # it warns of files that are not named by task
 
+PAID = ("requests", "input_tokens", "output_tokens")
 RESTARTS = 20  # of a pool whose workers were killed
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Stage(NamedTuple):
@@ -48,6 +50,7 @@ class Stage(NamedTuple):
     name: str
     pipeline: list
     by_part: bool = True
+    asks: bool = False  # of the captioner, whose limits its tasks share
 
 
 class Queries(Answered):
@@ -75,14 +78,15 @@ def stages(recipe, work, output, store, workers=1):
         recipe (`Recipe`): what to make.
         work, output (`Path`): folders of the run and of the dataset.
         store (`Path`): folder of the answers.
-        workers (`int`): tasks that run at once, which share the captioner's limits.
+        workers (`int`): tasks that ask the captioner at once, and share its limits.
     """
 
     end = [
         Stage("publish", [Publisher(recipe, work, output)]),
         Stage("card", [Card(recipe, work, output)], by_part=False),
     ]
-    found = Stage("pair", [PartReader(work / "selected", every=True), FoundPairs(recipe, work)], by_part=False)
+    found = FoundPairs(recipe, work, exclusions(work, "pair"))
+    found = Stage("pair", [PartReader(work / "selected", every=True), found], by_part=False)
     if recipe.pairs == "raw":
         present = VideoPresent(recipe, work, exclusions(work, "video"))
         return [Stage("find", [PartReader(work / "index"), present, WholeWriter(work / "selected")]), found, *end]
@@ -114,8 +118,11 @@ def _synthesis_stages(recipe, work, store, workers):
         return CaptionRunner(recipe, work, store, WholeWriter(work / folder), requests, workers)
 
     return [
-        Stage("cut", [PartReader(work / "selected"), Cutter(recipe, work), WholeWriter(work / "cut")]),
-        Stage("caption", [PartReader(work / "cut"), runner("captioned", caption_requests)]),
+        Stage(
+            "cut",
+            [PartReader(work / "selected"), Cutter(recipe, work, exclusions(work, "cut")), WholeWriter(work / "cut")],
+        ),
+        Stage("caption", [PartReader(work / "cut"), runner("captioned", caption_requests)], asks=True),
         Stage(
             "relate",
             [
@@ -129,6 +136,7 @@ def _synthesis_stages(recipe, work, store, workers):
         Stage(
             "compose",
             [PartReader(work / "related"), set_captions_aside, runner("composed", composition_requests)],
+            asks=True,
         ),
         Stage(
             "pair",
@@ -151,30 +159,34 @@ class LocalExecutor(LocalPipelineExecutor):
     def run(self):
         todo = self.get_incomplete_ranks()
         with tqdm(total=self.tasks, initial=self.tasks - len(todo), desc=self.stage, unit="part") as bar:
+            self._paid = dict.fromkeys(PAID, 0)
             if self.workers == 1:
                 pristine = dill.dumps(self)
                 for rank in todo:
                     _run_part(pristine, rank)
-                    bar.update()
+                    self._advance(bar, rank)
                 return
             for _ in range(RESTARTS):
                 if self._run_in_pool(self.get_incomplete_ranks(), bar):
                     return
         raise RuntimeError(f"{self.stage}: workers were killed {RESTARTS} times; see the memory, then start again")
 
+    def _advance(self, bar, rank):
+        """Count a part, and what its answers cost."""
+        bar.update()
+        add_paid(self._paid, Path(self.logging_dir.resolve_paths(f"stats/{rank:05d}.json")))
+        if self._paid["requests"]:
+            bar.set_postfix_str(paid_line(self.captioner, self._paid))
+
     def _run_in_pool(self, ranks, bar):
         """Whether all parts were done."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        workers = max(1, min(self.workers, len(ranks)))
-        watch = {"initializer": _leave_with, "initargs": (os.getpid(),)}
-        with ProcessPoolExecutor(workers, mp_context=context, **watch) as pool:
+        with open_pool(max(1, min(self.workers, len(ranks)))) as pool:
             pristine = dill.dumps(self)
-            waiting = [pool.submit(_run_part, pristine, rank) for rank in ranks]
+            waiting = {pool.submit(_run_part, pristine, rank): rank for rank in ranks}
             try:
                 for done in as_completed(waiting):
                     done.result()
-                    bar.update()
+                    self._advance(bar, waiting[done])
             except BrokenProcessPool:
                 logger.warning(f"{self.stage}: a worker was killed; its parts begin anew")
                 return False
@@ -182,6 +194,19 @@ class LocalExecutor(LocalPipelineExecutor):
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return True
+
+
+def open_pool(workers, prepare=None, *facts):
+    """A pool that notices a killed worker; its workers begin with `prepare(*facts)` and end with this process."""
+    CONTEXT.set_forkserver_preload([__name__])
+    begin = {"initializer": _begin_worker, "initargs": (os.getpid(), prepare, *facts)}
+    return ProcessPoolExecutor(workers, mp_context=CONTEXT, **begin)
+
+
+def _begin_worker(driver, prepare, *facts):
+    _leave_with(driver)
+    if prepare is not None:
+        prepare(*facts)
 
 
 def _leave_with(driver):
@@ -211,7 +236,7 @@ def make_executor(kind, stage, recipe, work, parts, workers, depends=None):
     }
     if kind == "local":
         executor = LocalExecutor(**common)
-        executor.stage = stage.name
+        executor.stage, executor.captioner = stage.name, recipe.captioner
         return executor
     if kind == "ray":
         from datatrove.executor import RayPipelineExecutor
@@ -244,7 +269,7 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
         store (`str`, *optional*): folder of paid answers, shared by all runs, default `<root>/answers`.
         executor (`str`): "local", "slurm" or "ray".
         tasks (`int`): parts that run at once.
-        clock (`dict`, *optional*): gets the wall seconds of each stage.
+        clock (`dict`, *optional*): gets the wall seconds of the index and of each stage.
 
     Returns:
         `Path`: the dataset's folder.
@@ -253,19 +278,25 @@ def run(recipe, root="build/synflow", output=None, store=None, executor="local",
     output = Path(output or f"build/hub/org/{recipe.name}").resolve()
     store = Path(store or Path(root) / "answers").resolve()
     if is_complete(recipe, output):
+        read_index(recipe, work)
         return output
     work.mkdir(parents=True, exist_ok=True)
     write_whole(work / "recipe.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     _check_output(work, output)
     remove_unfinished(work)
+    started = time.perf_counter()
     parts = write_index(recipe, work)
+    if clock is not None:
+        clock["index"] = time.perf_counter() - started
     if executor == "ray":
         import ray
 
         ray.init(ignore_reinit_error=True)
-    before = None
-    for stage in stages(recipe, work, output, store, tasks):
-        running, started = make_executor(executor, stage, recipe, work, parts, tasks, before), time.perf_counter()
+    tasks, before = min(tasks, parts), None
+    asking = min(tasks, recipe.captioner.concurrency) if recipe.captioner else tasks
+    for stage in stages(recipe, work, output, store, asking):
+        at_once = asking if stage.asks else tasks
+        running, started = make_executor(executor, stage, recipe, work, parts, at_once, before), time.perf_counter()
         running.run()
         if clock is not None:
             clock[stage.name] = time.perf_counter() - started
@@ -283,12 +314,29 @@ def _total(number):
 
 def spent(work):
     """What the captioner was paid for in this run's answers: `{"requests", "input_tokens", "output_tokens"}`."""
-    total = {"requests": 0, "input_tokens": 0, "output_tokens": 0}
+    total = dict.fromkeys(PAID, 0)
     for path in Path(work).glob("logs/*/stats/*.json"):
-        for step in json.loads(path.read_text()):
-            for name in total:
-                total[name] += _total(step["stats"].get(name, 0))
+        add_paid(total, path)
     return total
+
+
+def add_paid(total, path):
+    """Adds what one part's statistics say that its answers cost."""
+    for step in json.loads(path.read_text()):
+        for name in total:
+            total[name] += _total(step["stats"].get(name, 0))
+
+
+def paid_line(captioner, paid):
+    dollars = captioner.dollars(paid["input_tokens"], paid["output_tokens"])
+    line = "{requests:,} requests, {input_tokens:,} + {output_tokens:,} tokens".format(**paid)
+    return f"{line}, {dollars:,.2f} dollars"
+
+
+def parts_done(work):
+    """`{stage: parts that are done}` of a run, wherever it runs."""
+    stages = sorted(Path(work).glob("logs/*"), key=lambda folder: folder.stat().st_ctime)
+    return {folder.name: len(list(folder.glob("completions/*"))) for folder in stages}
 
 
 def step_seconds(work):

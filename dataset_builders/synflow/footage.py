@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image
 from scipy.fft import dctn
 
+from dataset_builders.mini.render import repeatable
+
 
 # Not in the paper: how closely a video is looked at.
 SAMPLE_FPS = 6.0
@@ -203,7 +205,7 @@ def cut_clip(data, start, end):
             output.pix_fmt = "yuv420p"
             output.codec_context.thread_count = 1
             output.codec_context.time_base = stream.time_base
-            output.options = {"crf": "20", "preset": "veryfast", "flags": "+bitexact"}
+            output.options = {"crf": "20", "preset": "veryfast", "flags": "+bitexact", **repeatable()}
             first, begin = None, None
             for frame in source.decode(stream):
                 first = frame.time if first is None else first

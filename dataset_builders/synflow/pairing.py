@@ -276,12 +276,19 @@ class FoundPairs(PipelineStep):
 
     type, name = "👥", "found pairs"
 
-    def __init__(self, recipe, work):
+    def __init__(self, recipe, work, exclusion_writer):
         super().__init__()
-        self.recipe, self.work = recipe, Path(work)
+        self.recipe, self.work, self.exclusion_writer = recipe, Path(work), exclusion_writer
 
     def run(self, data, rank=0, world_size=1):
-        pairs = [self._pair(document) for document in data if document.text.strip()]
+        pairs = []
+        with self.exclusion_writer:
+            for document in data:
+                if document.text.strip():
+                    pairs.append(self._pair(document))
+                else:
+                    document.metadata["filter_reason"] = "text_empty"
+                    self.exclusion_writer.write(document)
         write_pairs(self.recipe, self.work, {"t2v": pairs})
         yield from ()
 
@@ -306,7 +313,10 @@ class Pairing(PipelineStep):
     def run(self, data, rank=0, world_size=1):
         documents = list(data)
         if not documents:
-            raise BudgetError("no video got usable captions, so there are no pairs")
+            raise BudgetError(
+                f"no video got usable captions, so there are no pairs; {self.work / 'dropped'} says why. Mend the "
+                f"captioner, remove {self.work} (and the answers, see --store, if its settings stay), start again"
+            )
         self._neighbours = Neighbours(documents, self.recipe.composition.pool)
         self._by_id = {document.id: document for document in documents}
         with self.exclusion_writer:

@@ -1,14 +1,15 @@
 """What a recipe will take, before it runs: videos, requests, tokens, money, bytes and hours.
 
-A sample of the videos goes through quality control and cutting, timed; the captioner is not asked. What is done with
-captions is timed on captions of the same lengths, read from scene graphs.
+A sample of the videos goes through quality control and cutting, timed beside as many tasks as will run at once
+(`trial.py`); the captioner is not asked. What is done with captions is timed on captions of the same lengths, read
+from scene graphs.
 """
 
-import copy
+import heapq
 import math
 import tempfile
 import time
-from itertools import islice
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,21 +17,19 @@ from datatrove.data import Document
 
 from dataset_builders.synflow import graph
 from dataset_builders.synflow.answers import FRAME_STYLES, VIDEO_STYLES, read_answer
-from dataset_builders.synflow.documents import exclusions
 from dataset_builders.synflow.pairing import Allotment, Neighbours, scaled_budgets
 from dataset_builders.synflow.prompts import write_prompt
-from dataset_builders.synflow.publish import features, write_parquet
-from dataset_builders.synflow.quality import Cutter, SimilarityFilter, TextFilter, VideoFilter
 from dataset_builders.synflow.recipe import FORMATS, RecipeError
 from dataset_builders.synflow.rendered import draw_film
-from dataset_builders.synflow.sources import count_videos, list_videos
+from dataset_builders.synflow.sources import count_videos
 from dataset_builders.synflow.texts import count_words
+from dataset_builders.synflow.trial import cores, try_out
 
 
 TIMED_TEXTS = 50
 STAGES = ("inspect", "select", "cut", "caption", "relate", "compose", "pair", "publish", "card")
-START_SECONDS = 0.9  # Not in the paper: of a stage's processes, measured; it is most of a small run
 TOKENS_PER_WORD = 1.35  # Not in the paper: of English in the usual vocabularies
+STILL_TASKS, CLIP_TASKS = ("t2i", "i2v", "ti2v"), ("tv2v", "v2v")  # which share a video's stills, and its clips
 MEDIA = {  # by format: pictures, clips and videos of a row, negatives included
     "t2t": (0, 0, 0),
     "t2i": (1, 0, 0),
@@ -53,6 +52,7 @@ class Plan(NamedTuple):
         dollars (`float`): at the recipe's prices.
         work_gigabytes, output_gigabytes (`float`): on disk.
         seconds (`dict`): by stage, of wall time.
+        left_out (`str`, *optional*): what takes time too, and cannot be told beforehand.
     """
 
     videos: int
@@ -65,11 +65,13 @@ class Plan(NamedTuple):
     work_gigabytes: float
     output_gigabytes: float
     seconds: dict
+    left_out: str | None
 
     def __str__(self):
         pairs = ", ".join(f"{task} {number:,}" for task, number in self.pairs.items())
         requests = ", ".join(f"{task} {number:,}" for task, number in self.requests.items())
-        stages = ", ".join(f"{name} {seconds / 3600:.2f}" for name, seconds in self.seconds.items())
+        stages = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.seconds.items())
+        left_out = [f"not in it {self.left_out}"] if self.left_out else []
         return "\n".join(
             [
                 f"videos    {self.videos:,}, of which about {self.kept:,} pass quality control",
@@ -77,18 +79,24 @@ class Plan(NamedTuple):
                 f"requests  {sum(self.requests.values()):,} ({requests})",
                 f"tokens    {self.input_tokens:,} in, {self.output_tokens:,} out; {self.dollars:,.2f} dollars",
                 f"disk      {self.work_gigabytes:.2f} GB of work, {self.output_gigabytes:.2f} GB of data",
-                f"hours     {sum(self.seconds.values()) / 3600:.2f} ({stages})",
+                f"hours     {sum(self.seconds.values()) / 3600:.3g} ({stages})",
+                *left_out,
             ]
         )
 
 
-def forecast(recipe, tasks=1, sample=24):
+def _duration(seconds):
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
+
+
+def forecast(recipe, tasks=1, sample=24, executor="local"):
     """The plan of a recipe.
 
     Args:
         recipe (`Recipe`): it is not run.
         tasks (`int`): parts that will run at once.
-        sample (`int`): videos that are looked at.
+        sample (`int`): videos that each process looks at.
+        executor (`str`): "local", or "slurm" or "ray", whose tasks are taken to run as fast as one alone runs here.
 
     Raises:
         RecipeError: a streamed source has no limit, nothing of the sample is kept, or the pairs are not synthesised.
@@ -100,8 +108,12 @@ def forecast(recipe, tasks=1, sample=24):
         endless = [source for source, number in counts.items() if number is None]
         raise RecipeError(f"source {endless[0]}: is streamed; give it a limit to plan with")
     videos = sum(counts.values())
+    if not videos:
+        raise RecipeError("the sources hold no videos")
+    tasks = min(tasks, math.ceil(videos / recipe.part_size))
+    at_once = min(tasks, cores()) if executor == "local" else 1
     with tempfile.TemporaryDirectory() as folder:
-        seconds, kept, size, seen = _try_out(recipe, Path(folder), videos, sample)
+        seen, kept, timings, first_start, start, sizes = try_out(recipe, Path(folder), counts, at_once, sample)
     if not kept:
         raise RecipeError(f"none of {seen} sampled videos passes quality control: see the thresholds")
     share = len(kept) / seen
@@ -118,29 +130,41 @@ def forecast(recipe, tasks=1, sample=24):
     }
     tokens_in, tokens_out = _tokens(recipe, requests)
     captioner = recipe.captioner
-    money = tokens_in * captioner.dollars_per_million_input_tokens
-    money += tokens_out * captioner.dollars_per_million_output_tokens
-    picture, clip, video = size["picture"], size["clip"], size["video"]
+    picture, clip, video = sizes["picture"], sizes["clip"], sizes["video"]
     stills, cuts = _media_a_video(recipe, pairs, videos * share)
     rows = {t: n * sum(a * b for a, b in zip(MEDIA[t], (picture, clip, video))) for t, n in pairs.items()}
     cut_bytes = stills * picture + cuts * clip
     work = videos * share * (video * any(s.kind != "files" for s in recipe.sources) + cut_bytes)
     if recipe.output.media == "referenced":
         rows = {"all": videos * share * (video + cut_bytes)}
-    texts = _time_texts(recipe, round(videos * share))
+    texts, benchmark = _time_texts(recipe, round(videos * share)), recipe.decontamination
     composed = pairs.get("ti2v", 0) + pairs.get("tv2v", 0)
+    # What the busiest of the tasks does takes as long as the stage.
+    lanes = at_once if executor == "local" else tasks
+    busiest = _busiest(videos, recipe.part_size, lanes) / videos
+
+    def by_part(step, number):
+        return timings[step].load + timings[step].each * number * busiest
+
+    def alone(step, number):
+        return timings[step].load + timings[step].each * number
+
+    captions = requests["video_captions"] + requests["frame_captions"]
+    queries = requests["frame_query"] + requests["clip_query"]
     wall = {
-        "inspect": seconds["load"] + seconds["inspect"] * videos / seen / tasks,
-        "cut": (seconds["still"] * stills + seconds["clip"] * cuts) * videos * share / len(kept) / tasks,
-        "caption": texts["answer"] * sum(requests.values()) / tasks,
+        "inspect": first_start - start + by_part("inspect", videos),
+        "select": alone("select", videos * share),
+        "cut": by_part("cut_still", stills * videos * share) + by_part("cut_clip", cuts * videos * share),
+        "caption": by_part("ask", captions),
+        "compose": by_part("ask", queries),
         "relate": texts["fit"] + texts["near"] * videos * share,
         "pair": texts["fit"] + texts["score"] * pairs.get("t2v", 0) + texts["rank"] * composed,
-        "publish": seconds["publish"] * sum(rows.values()) / max(1, size["published"]) / tasks,
+        "publish": by_part("publish", sum(rows.values()) / video),
+        "card": timings["draw_card"].load,
     }
     if captioner.kind == "endpoint":
-        wall["caption"] = sum(requests.values()) * captioner.seconds_per_request / captioner.concurrency
-        if captioner.requests_per_minute:
-            wall["caption"] = max(wall["caption"], sum(requests.values()) * 60 / captioner.requests_per_minute)
+        for stage, number in {"caption": captions, "compose": queries}.items():
+            wall[stage] = max(wall[stage], _answered_in(captioner, number))
     return Plan(
         videos=videos,
         kept=round(videos * share),
@@ -148,80 +172,57 @@ def forecast(recipe, tasks=1, sample=24):
         requests=requests,
         input_tokens=tokens_in,
         output_tokens=tokens_out,
-        dollars=money / 1e6,
+        dollars=captioner.dollars(tokens_in, tokens_out),
         work_gigabytes=work / 1e9,
         output_gigabytes=sum(rows.values()) / 1e9,
-        seconds={stage: START_SECONDS + wall.get(stage, 0.0) for stage in STAGES},
+        seconds={"index": alone("index", videos), **{stage: start + wall[stage] for stage in STAGES}},
+        left_out=benchmark and f"reading {benchmark.benchmark} for decontamination, once in select and once in pair",
     )
 
 
-def _try_out(recipe, folder, videos, sample):
-    """Seconds by step, the sampled videos that were kept, mean bytes by kind of medium, how many were looked at."""
-    step = max(1, videos // sample)
-    documents = list(islice(list_videos(recipe, folder), 0, step * sample, step))
-    steps = [TextFilter(recipe, exclusions(folder, "text")), VideoFilter(recipe, folder, exclusions(folder, "video"))]
-    if recipe.quality.similarity is not None:
-        steps.append(SimilarityFilter(recipe, exclusions(folder, "similarity")))
-    # What is loaded once by each task, whatever the number of videos, is loaded and timed before.
-    started = time.perf_counter()
-    _inspected(steps, copy.deepcopy(documents[:1]))
-    loaded = time.perf_counter()
-    kept = _inspected(steps, documents)
-    seconds = {"load": loaded - started, "inspect": time.perf_counter() - loaded}
-    for kind, counts in {"still": {"stills": 1, "cuts": 0}, "clip": {"stills": 0, "cuts": 1}}.items():
-        for document in kept:
-            document.metadata.update(counts)
-        started = time.perf_counter()
-        for document in Cutter(recipe, folder).run(kept):
-            document.metadata[kind] = document.metadata["frames" if kind == "still" else "clips"][0]["file"]
-        seconds[kind] = time.perf_counter() - started
-    files = {
-        "picture": [document.metadata["still"] for document in kept],
-        "clip": [document.metadata["clip"] for document in kept],
-        "video": [document.metadata["file"] for document in kept],
-    }
-    size = {kind: sum(Path(f).stat().st_size for f in paths) / max(1, len(paths)) for kind, paths in files.items()}
-    started = time.perf_counter()
-    columns = features("embedded")
-    rows = [
-        {**dict.fromkeys(columns), "negatives": [], "target_video": {"bytes": Path(f).read_bytes(), "path": None}}
-        for f in files["video"]
-    ]
-    write_parquet(folder / "sample", rows, columns)
-    seconds["publish"] = time.perf_counter() - started
-    size["published"] = size["video"] * len(rows)
-    return seconds, kept, size, len(documents)
+def _busiest(videos, part_size, tasks):
+    """Videos of the task that gets most: whoever is free takes the next part."""
+    loads = [0] * tasks
+    for first in range(0, videos, part_size):
+        heapq.heapreplace(loads, loads[0] + min(part_size, videos - first))
+    return max(loads)
 
 
-def _inspected(steps, documents):
-    flow = iter(documents)
-    for filters in steps:
-        flow = filters.run(flow)
-    return list(flow)
+def _answered_in(captioner, requests):
+    """Seconds that the captioner takes for so many requests."""
+    seconds = requests * captioner.seconds_per_request / captioner.concurrency
+    return max(seconds, requests * 60 / captioner.requests_per_minute if captioner.requests_per_minute else 0.0)
 
 
 def _media_a_video(recipe, pairs, kept):
     """Stills and clips that are cut from a video, on average."""
     asked = {task: number * (1 + recipe.reserve) / kept for task, number in pairs.items()}
-    stills = max(asked.get(task, 0) for task in ("t2i", "i2v", "ti2v"))
-    return stills, max(asked.get(task, 0) for task in ("tv2v", "v2v"))
+    return tuple(_mean_most([asked.get(task, 0.0) for task in tasks]) for tasks in (STILL_TASKS, CLIP_TASKS))
+
+
+def _mean_most(rates):
+    """Mean over videos of the most that any task asks of one, if each gives its pairs to videos drawn by itself.
+
+    A task that asks 1.3 of a video on average asks 2 of three in ten and 1 of all others.
+    """
+    choices = [((math.floor(rate), 1 - rate % 1), (math.floor(rate) + 1, rate % 1)) for rate in rates]
+    return sum(
+        max(number for number, _ in drawn) * math.prod(share for _, share in drawn) for drawn in product(*choices)
+    )
 
 
 def _time_texts(recipe, kept):
     """Seconds of what is done with captions, on films of the rendered world whatever the sources.
 
     Returns:
-        `dict`: `answer`, to read one from the graph and to check it (0 for an endpoint); `fit`, the vectors of all
-        pools; `near`, the neighbours of a video; `score`, a caption beside its neighbours'; `rank`, a composed query
-        among its pool.
+        `dict`: `fit`, the vectors of all pools; `near`, the neighbours of a video; `score`, a caption beside its
+        neighbours'; `rank`, a composed query among its pool.
     """
     settings = recipe.composition
     number = max(2, min(settings.pool, kept))
-    started = time.perf_counter()
     answers = [
         read_answer("video_captions", graph.answer("video_captions", draw_film(recipe.seed, k))) for k in range(number)
     ]
-    answer = (time.perf_counter() - started) / number
     facts = [{"group": str(k), "split": "train", "answers": []} for k in range(number)]
     for k, said in enumerate(answers):
         facts[k]["answers"] = [{"task": "video_captions", "answer": said}]
@@ -239,7 +240,7 @@ def _time_texts(recipe, kept):
             step(document, said)
         seconds[name] = (time.perf_counter() - started) / len(some)
     seconds["score"] /= len(VIDEO_STYLES)
-    return {**seconds, "answer": answer if recipe.captioner.kind == "graph" else 0.0}
+    return seconds
 
 
 def _tokens(recipe, requests):

@@ -4,8 +4,8 @@ import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import av
 import numpy as np
-from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from dataset_builders.synflow.decontamination import load_benchmark, text_overlap
@@ -20,6 +20,7 @@ from dataset_builders.synflow.footage import (
     frame_times,
     look_at,
     motion,
+    one_line,
     read_frames,
     shots,
     signature,
@@ -241,32 +242,41 @@ class SignatureIndex:
         return [place << 16 | int(band) for place, band in enumerate(bands) if band] or [-1]
 
 
-class Cutter(PipelineStep):
-    """Cuts the stills and clips that the formats allotted to a video need."""
+class Cutter(BaseFilter):
+    """Cuts the stills and clips that the formats allotted to a video need; drops a video that cannot be cut."""
 
-    type, name = "✂", "cut"
+    name = "cut"
 
-    def __init__(self, recipe, work):
-        super().__init__()
+    def __init__(self, recipe, work, exclusion_writer=None):
+        super().__init__(exclusion_writer)
         self.recipe, self.work = recipe, Path(work)
 
-    def run(self, data, rank=0, world_size=1):
-        settings = self.recipe.quality.cutting
-        for document in data:
-            facts = document.metadata
-            base = self.work / "cut" / "media" / facts["part"] / f"{facts['index']:08d}"
-            with self.track_time():
-                times = frame_times(facts["shots"], facts["stills"])
-                facts["frames"] = []
-                if times:
-                    for k, picture in enumerate(read_frames(facts["file"], times)):
-                        path = base.with_name(f"{base.name}-{k}.jpg")
-                        write_whole(path, encode_jpeg(picture, settings.jpeg_quality))
-                        facts["frames"].append({"time": times[k], "file": str(path)})
-                spans = clip_spans(facts["shots"], facts["seconds"], facts["cuts"], settings.min_shot_seconds)
-                facts["clips"] = []
-                for k, (start, end) in enumerate(spans):
-                    path = base.with_name(f"{base.name}-{k}.mp4")
-                    write_whole(path, cut_clip(facts["file"], start, end))
-                    facts["clips"].append({"span": (start, end), "file": str(path)})
-            yield document
+    def filter(self, document):
+        facts = document.metadata
+        base = self.work / "cut" / "media" / facts["part"] / f"{facts['index']:08d}"
+        try:
+            facts["frames"], facts["clips"] = self._stills(facts, base), self._clips(facts, base)
+        except FootageError as error:
+            facts["detail"] = str(error)
+            return False, error.reason
+        except (av.FFmpegError, OSError) as error:
+            facts["detail"] = one_line(error)
+            return False, "video_not_cut"
+        return True
+
+    def _stills(self, facts, base):
+        times = frame_times(facts["shots"], facts["stills"])
+        stills = []
+        for k, picture in enumerate(read_frames(facts["file"], times) if times else ()):
+            path = base.with_name(f"{base.name}-{k}.jpg")
+            write_whole(path, encode_jpeg(picture, self.recipe.quality.cutting.jpeg_quality))
+            stills.append({"time": times[k], "file": str(path)})
+        return stills
+
+    def _clips(self, facts, base):
+        clips, least = [], self.recipe.quality.cutting.min_shot_seconds
+        for k, (start, end) in enumerate(clip_spans(facts["shots"], facts["seconds"], facts["cuts"], least)):
+            path = base.with_name(f"{base.name}-{k}.mp4")
+            write_whole(path, cut_clip(facts["file"], start, end))
+            clips.append({"span": (start, end), "file": str(path)})
+        return clips

@@ -69,7 +69,10 @@ class FilesSource(Settings):
 
 
 class DatasetSource(Settings):
-    """A dataset that `datasets` streams, with a column of video files or bytes and one of raw captions."""
+    """A dataset that `datasets` streams, with a column of video files or bytes and one of raw captions.
+
+    `source` names a column of the longer video that a row was cut from: splits never part such clips.
+    """
 
     kind: Literal["dataset"]
     id: Name
@@ -78,6 +81,7 @@ class DatasetSource(Settings):
     split: str = "train"
     video: str = "video"
     text: str = "text"
+    source: str | None = None
     limit: int | None = Field(None, gt=0)
 
 
@@ -184,6 +188,10 @@ class Captioner(Settings):
     dollars_per_million_input_tokens: float = Field(0.0, ge=0)
     dollars_per_million_output_tokens: float = Field(0.0, ge=0)
 
+    def dollars(self, input_tokens, output_tokens):
+        dear = input_tokens * self.dollars_per_million_input_tokens
+        return (dear + output_tokens * self.dollars_per_million_output_tokens) / 1e6
+
     @model_validator(mode="after")
     def has_url(self):
         if self.kind == "endpoint" and not self.url.startswith(("http://", "https://")):
@@ -208,7 +216,7 @@ class Output(Settings):
 
 
 class Decontamination(Settings):
-    """Drops what is in the benchmark: a UVRB repo whose corpora hold videos and whose queries hold texts."""
+    """Drops what is in the benchmark, a UVRB repo: the videos and the texts of its corpora and queries."""
 
     benchmark: str
     # Not in the paper: bits as in `Duplicates`; share of a text's 8-word sequences that occur in a benchmark text.

@@ -5,6 +5,8 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 from datatrove.data import Document
@@ -13,10 +15,10 @@ from datatrove.pipeline.inference.run_inference import InferenceConfig
 from dataset_builders.mini.world import Film, draw_scene, generator
 from dataset_builders.synflow import graph
 from dataset_builders.synflow.answers import AnswerError, read_answer
-from dataset_builders.synflow.captioning import Answered, CaptionerError, CaptionServer, Refused
-from dataset_builders.synflow.documents import exclusions
+from dataset_builders.synflow.captioning import Answered, CaptionerError, CaptionRunner, CaptionServer, Refused
+from dataset_builders.synflow.documents import WholeWriter, exclusions
 from dataset_builders.synflow.prompts import TASKS, draw_profile, prompt_hash, write_prompt
-from dataset_builders.synflow.recipe import PAPER_PROFILES, Captioner
+from dataset_builders.synflow.recipe import PAPER_PROFILES, Captioner, Recipe
 from dataset_builders.synflow.store import AnswerStore
 
 
@@ -128,6 +130,89 @@ def test_bad_answers_are_told_apart(film, change, reason):
     with pytest.raises(AnswerError) as caught:
         read_answer("video_captions", change(good))
     assert caught.value.reason == reason
+
+
+class Asked(NamedTuple):
+    """A request without media."""
+
+    task: str = "clip_query"
+    prompt: str = "Write a query."
+    target: str | None = None
+    about: dict = {}
+
+    def key(self, settings):
+        return "0" * 64
+
+    def media(self, settings):
+        return []
+
+
+def answered(tmp_path, answers, retries=1):
+    """What comes of a request that is answered so, the last answer for ever; and the payloads that were sent."""
+    settings = {"url": "http://127.0.0.1:1/v1", "model": "m", "retries": retries}
+    source = {"kind": "files", "id": "a", "folder": "x"}
+    recipe = Recipe(name="a", sources=[source], captioner=settings)
+    runner = CaptionRunner(recipe, tmp_path, tmp_path / "answers", WholeWriter(tmp_path / "out"), list)
+    sent = []
+
+    async def generate(payload):
+        sent.append(payload)
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        usage = {"prompt_tokens": 10, "completion_tokens": 2}
+        return SimpleNamespace(text=answer, finish_reason="stop", usage=SimpleNamespace(get=usage.get))
+
+    return asyncio.run(runner._answer(None, Asked(), generate)), sent
+
+
+GOOD_QUERY = '{"query": "the same but seen from above"}'
+
+
+def test_a_bad_answer_is_repaired_once(tmp_path):
+    said, sent = answered(tmp_path, ["no json", GOOD_QUERY])
+    assert said["answer"] == {"query": "the same but seen from above"} and len(sent) == 2
+    first, bad, repair = sent[1]["messages"]
+    assert sent[0]["messages"] == [first] and bad == {"role": "assistant", "content": "no json"}
+    assert "it is no JSON" in repair["content"]
+    assert answered(tmp_path, ["not asked"])[1] == []  # it was kept
+
+
+def test_after_repair_it_is_asked_anew_and_then_dropped_with_the_last_reason(tmp_path):
+    said, sent = answered(tmp_path, ["no json", "no json", "no json", '{"query": "too short"}'])
+    assert said["reason"] == "answer_word_range" and "2 words, not 5 to 15" in said["detail"]
+    assert [len(payload["messages"]) for payload in sent] == [1, 3, 1, 3]
+    assert len({payload["seed"] for payload in sent}) == 2  # another draw, not the same again
+    assert answered(tmp_path, [GOOD_QUERY])[1] == []  # it was paid for, and is not asked again
+
+
+def test_a_refusal_is_not_kept(tmp_path):
+    """Nothing was paid for it, and the server may be set up otherwise the next time."""
+    said, sent = answered(tmp_path, [Refused(400, "max_tokens is too large")])
+    assert (said["reason"], said["detail"], len(sent)) == ("captioner_refused", "max_tokens is too large", 1)
+    assert "answer" in answered(tmp_path, [GOOD_QUERY])[0]
+
+
+def test_the_rate_limit_parts_requests_evenly(monkeypatch):
+    """Three at once, 120 a minute: at 0, 0.5 and 1 s; one that comes late waits for nothing."""
+    now, waited = [100.0], []
+
+    async def sleep(seconds):
+        waited.append(round(seconds, 6))
+
+    monkeypatch.setattr("dataset_builders.synflow.captioning.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dataset_builders.synflow.captioning.asyncio.sleep", sleep)
+    config = InferenceConfig(server_type="endpoint", model_name_or_path="m", endpoint_url="http://x/v1")
+
+    async def turns():
+        server = CaptionServer(Captioner(url="http://x/v1"), config, 0, requests_per_minute=120)
+        for _ in range(3):
+            await server._take_turn()
+        now[0] = 110.0
+        await server._take_turn()
+
+    asyncio.run(turns())
+    assert waited == [0.0, 0.5, 1.0, 0.0]
 
 
 def test_a_video_is_dropped_where_no_turn_gave_captions(tmp_path):

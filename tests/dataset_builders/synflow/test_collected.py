@@ -144,6 +144,44 @@ def test_vista_brings_media_in_lists(tmp_path):
     assert negatives == [("light", picture(200)), ("white", picture(220))]
 
 
+@pytest.mark.parametrize(
+    "name, direction, file, row",
+    [
+        (
+            "InternVid-FLT",
+            "T-V",
+            "ab_00:00:03.5_00:00:05.0.mp4",
+            {
+                "YoutubeID": "ab",
+                "Start_timestamp": "00:00:03.5",
+                "End_timestamp": "00:00:05.0",
+                "Caption": "a text",
+                "UMT_Score": 0.4,
+            },
+        ),
+        ("VAST", "T-V", "ab.7.mp4", {"clip_id": "ab.7", "vast_cap": "a text", "vision_cap": ["x"], "subtitle": "y"}),
+        (
+            "EVQA",
+            "TI-T",
+            "inat/1.jpg",
+            {"question_id": "E_1", "question": "a text", "img_path": "inat/1.jpg", "pos_item_contents": ["page", "x"]},
+        ),
+    ],
+)
+def test_annotations_name_their_files(tmp_path, name, direction, file, row):
+    """Rows of upstreams that publish texts alone, the media having been fetched into a folder."""
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"the medium")
+    lines(tmp_path / "rows.jsonl", [row, {**row, "Caption": "", "vast_cap": "", "question": ""}])
+    mapping = load_mappings()[name, direction].model_copy(update={"data_files": "rows.jsonl", "split": "train"})
+    collector = Collector(mapping, tmp_path, repo=str(tmp_path))
+    (pair,) = collector
+    assert pair["query_text"] == "a text" and collector.skipped == {"text_missing": 1}
+    assert (pair["target_video"] or pair["query_image"])["bytes"] == b"the medium"
+    assert pair["target_text"] == ("page" if name == "EVQA" else None)
+
+
 def test_remuq_takes_the_first_passage(tmp_path):
     (tmp_path / "30362819.jpg").write_bytes(picture(10))
     passages = [{"id": "d1", "text": "a tower"}, {"id": "d2", "text": "a bridge"}]

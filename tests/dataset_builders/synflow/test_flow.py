@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,17 +12,19 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import dill
 import pytest
 import yaml
+from datatrove.data import Document
 from stand_in_captioner import Captioner
 
 from dataset_builders.referenced_media import MediaIndex
-from dataset_builders.synflow import pairing
+from dataset_builders.synflow import engine, pairing, plan, trial
 from dataset_builders.synflow.__main__ import main
 from dataset_builders.synflow.benchmark import main as benchmark
 from dataset_builders.synflow.card import configs
 from dataset_builders.synflow.documents import count_dropped
-from dataset_builders.synflow.engine import make_executor, run, stages, work_folder
+from dataset_builders.synflow.engine import _run_part, make_executor, open_pool, run, stages, work_folder
 from dataset_builders.synflow.plan import forecast
 from dataset_builders.synflow.publish import Publisher, read_rows
 from dataset_builders.synflow.recipe import FORMATS, PAPER_BUDGETS, Recipe, RecipeError
@@ -151,6 +154,52 @@ def test_a_finished_dataset_is_not_made_again(flow):
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
 
+def test_a_run_goes_on_where_it_stopped_whatever_the_stage(flow, tmp_path, monkeypatch):
+    """Each stage is stopped before a part and after one; the data are those of a run that nothing stopped."""
+    recipe, _, output = flow
+    names, count = [stage.name for stage in stages(recipe, tmp_path, tmp_path, tmp_path)], Counter()
+
+    def stopping(pristine, rank):
+        name = dill.loads(pristine).stage
+        count[name] += 1
+        if count[name] == 1:
+            raise KeyboardInterrupt
+        _run_part(pristine, rank)
+        if count[name] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_run_part", stopping)
+    for _ in range(2 * len(names)):
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, **places(tmp_path))
+    run(recipe, **places(tmp_path))
+    parts = {name: 1 if name in ("select", "relate", "pair", "card") else 5 for name in names}
+    assert count == {name: number + 1 for name, number in parts.items()}  # none was done twice
+    assert contents(tmp_path / "data") == contents(output)
+
+
+def test_tasks_share_the_captioners_concurrency_and_no_more_run_than_there_are_parts(tmp_path, monkeypatch):
+    started = {}
+
+    class Started:
+        def __init__(self, kind, stage, recipe, work, parts, workers, depends):
+            started[stage.name] = workers, stage
+
+        def run(self):
+            pass
+
+        def get_incomplete_ranks(self, skip_completed):
+            return []
+
+    monkeypatch.setattr(engine, "make_executor", Started)
+    captioner = {"url": "http://127.0.0.1:1/v1", "concurrency": 2, "requests_per_minute": 30}
+    run(recipe_of(12, captioner=captioner, quality={}), **places(tmp_path), tasks=9)  # of three parts
+    runner = started["caption"][1].pipeline[-1]
+    assert {name: workers for name, (workers, _) in started.items()}["inspect"] == 3
+    assert started["caption"][0] == started["compose"][0] == runner.workers == 2
+    assert runner.config.max_concurrent_generations == 1
+
+
 def test_a_folder_with_other_data_is_refused(flow, tmp_path):
     with pytest.raises(RecipeError, match="holds a dataset of another recipe"):
         run(recipe_of(4), root=str(tmp_path), output=str(flow[2]))
@@ -244,6 +293,20 @@ def test_at_a_fifth_of_faults_no_video_is_lost(served):
     assert set(server.paid.values()) == {1}
 
 
+def test_a_run_says_how_far_it_is_and_what_it_paid(served, tmp_path, capsys):
+    recipe, folder, _, server = served
+    dear = {**recipe.captioner.model_dump(), "dollars_per_million_output_tokens": 1e6}
+    settings = {**recipe.model_dump(mode="json"), "captioner": dear}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    words = [str(tmp_path / "recipe.yaml"), "--status", "--root"]
+    assert main([*words, str(folder / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "done           3  compose" in said and "done           1  card" in said
+    tokens = int(re.search(r"\+ ([\d,]+) tokens", said)[1].replace(",", ""))
+    assert f"{tokens:,}.00 dollars" in said and tokens > 100
+    assert main([*words, str(tmp_path)]) == 1 and "no run of this recipe; start it" in capsys.readouterr().err
+
+
 def test_answers_are_about_what_was_sent(served, tmp_path):
     """The server saw the right pictures: its texts are those that the graphs give in-process."""
     recipe, _, output, _ = served
@@ -253,7 +316,7 @@ def test_answers_are_about_what_was_sent(served, tmp_path):
     assert texts == {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(output)}
 
 
-def test_videos_and_schemas_are_sent_where_the_recipe_says_so(served, tmp_path):
+def test_videos_and_schemas_are_sent_where_the_recipe_says_so(served, tmp_path, capsys):
     """`send: video` and `structured: true`: whole videos with the task's JSON schema, and the same texts come back."""
     films = [draw_video(recipe_of(10).sources[0], 5, number).film for number in range(10)]
     server = Captioner(films)
@@ -261,6 +324,7 @@ def test_videos_and_schemas_are_sent_where_the_recipe_says_so(served, tmp_path):
     recipe = endpoint_recipe(server.url, send="video", structured=True)
     output = run(recipe, **places(tmp_path))
     server.shutdown()
+    assert re.search(r"caption: .* requests, [\d,]+ \+ [\d,]+ tokens", capsys.readouterr().err)  # while it runs
     texts = {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(served[2])}
     assert texts == {row["pair_id"]: (row["query_text"], row["target_text"]) for row in read_rows(output)}
     kinds = {
@@ -388,14 +452,52 @@ def test_two_thousand_videos_with_a_tenth_bad(tmp_path):
 
 def test_the_plan_counts_without_running(tmp_path, capsys):
     recipe = recipe_of(12)
-    plan = forecast(recipe, sample=4)
-    assert plan.videos == 12 and plan.kept == 12 and plan.requests["video_captions"] == 12
-    assert plan.pairs == SMALL and plan.input_tokens > 12 * 8 * 256
-    assert plan.output_gigabytes > 0 and all(seconds > 0 for seconds in plan.seconds.values())
+    planned = forecast(recipe, sample=4)
+    assert planned.videos == 12 and planned.kept == 12 and planned.requests["video_captions"] == 12
+    assert planned.pairs == SMALL and planned.input_tokens > 12 * 8 * 256
+    assert planned.output_gigabytes > 0 and all(seconds > 0 for seconds in planned.seconds.values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert main([str(tmp_path / "recipe.yaml"), "--plan", "--sample", "2", "--root", str(tmp_path / "runs")]) == 0
-    assert "videos    12" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "videos    12" in said and "not in it" not in said
+    benchmark = {"benchmark": "org/is-not-downloaded"}
+    assert "not in it reading org/is-not-downloaded" in str(
+        forecast(recipe_of(12, decontamination=benchmark), sample=1)
+    )
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_of_two_tasks_times_two_processes_at_once(monkeypatch):
+    """Each takes its part of the sample, and the busiest task's parts are what a stage takes."""
+    monkeypatch.setattr(plan, "cores", lambda: 2)
+    pools = []
+    monkeypatch.setattr(trial, "open_pool", lambda *facts: pools.append(facts[0]) or open_pool(*facts))
+    planned = forecast(recipe_of(12), tasks=5, sample=2)
+    assert planned.kept == 12 and pools == [2] * 5  # inspect, cut twice, ask, publish; parts: 4
+    assert forecast(recipe_of(12), tasks=2, sample=2, executor="slurm").kept == 12 and len(pools) == 5
+
+
+def test_the_busiest_task_takes_the_next_part_when_it_is_free():
+    assert plan._busiest(800, 128, 2) == 416  # parts of 128, the last of 32: 3 + 32 beside 3
+    assert plan._busiest(800, 128, 1) == 800 and plan._busiest(10, 128, 4) == 10
+    assert plan._busiest(1024, 128, 4) == 256
+
+
+def test_stills_that_formats_share_are_counted_once():
+    assert plan._mean_most([0.5, 0.5]) == pytest.approx(0.75)  # none asks for one video in four
+    assert plan._mean_most([1.25, 0.5, 0.0]) == pytest.approx(1.25)
+    assert plan._mean_most([0.0, 0.0]) == 0
+
+
+def test_a_process_that_fails_in_a_plan_ends_it_with_its_own_error(tmp_path):
+    """The others wait for it: they are released, and theirs is not the error that is shown."""
+    (tmp_path / "there.mp4").write_bytes(b"a video")
+    names = "there.mp4", "gone.mp4"
+    documents = [Document(text=" ", id=name, metadata={"file": str(tmp_path / name)}) for name in names]
+    with pytest.raises(FileNotFoundError, match="gone.mp4"):
+        trial._together(trial.publish, recipe_of(2), tmp_path, documents, 2)
+    timing, kept = trial._together(trial.publish, recipe_of(2), tmp_path, documents[:1] * 4, 2)
+    assert timing.each > 0 and len(kept) == 4
 
 
 def test_the_benchmark_says_how_fast_and_how_far_off(tmp_path, capsys):
@@ -409,6 +511,41 @@ def test_the_benchmark_says_how_fast_and_how_far_off(tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(f"{stage} " in said for stage in ("inspect", "cut", "pair", "publish", "all"))
     assert "the forecast is off by" in said
+
+
+def composing(text, rank):
+    """Pairs of a reference and a target among three videos, of which the target's captions alone say zebra."""
+    said = {"herd of horses": "a herd of horses", "zebra": "a herd with a zebra", "horses": "horses in a herd"}
+    documents = [
+        Document(
+            text=" ",
+            id=f"films/{k}",
+            metadata={
+                "group": str(k), "split": "train", "part": "00000", "file": f"{k}.mp4", "serves": {"ti2v": 1},
+                "answers": [{"task": "video_captions", "answer": dict.fromkeys("12345", caption)}],
+                "frames": [{"time": 0.5, "file": "0.jpg"}], "relations": [], "queries": [],
+            },
+        )
+        for k, caption in enumerate(said.values())
+    ]  # fmt: skip
+    relation = {"task": "ti2v", "part": 0, "similarity": 0.5, "target": {"id": "films/1"}}
+    answer = {"task": "frame_query", "still": 0, "prompt": "hash", "answer": {"query": text}}
+    documents[0].metadata.update(relations=[relation], queries=[answer])
+    step = pairing.Pairing(recipe_of(3, composition={"text_alone_rank": rank}), Path(), None)
+    step._neighbours, dropped = pairing.Neighbours(documents, 10), []
+    step._by_id = {document.id: document for document in documents}
+    step._drop = lambda document, task, reason, detail: dropped.append((task, reason, detail))
+    return list(step._ti2v(documents[0])), dropped
+
+
+def test_a_composed_query_needs_its_picture():
+    """Dropped where its text alone ranks the target first; kept where it tells nothing, or as much of others."""
+    assert composing("now with a zebra", 1) == ([], [("ti2v", "text_alone_suffices", "now with a zebra")])
+    for text, rank in (("now seen from above", 1), ("the same horses", 1), ("now with a zebra", 0)):
+        (pair,), dropped = composing(text, rank)
+        assert pair["query"] == {"text": text, "image": "0.jpg"} and pair["target"] == {"video": "1.mp4"}
+        assert pair["target_id"] == "films/1" and pair["negatives"] == [{"video": "0.mp4"}] and not dropped
+    assert composing("the same horses", 3)[0]  # of whose words the target has none
 
 
 def test_budgets_shrink_together_or_say_what_is_missing():

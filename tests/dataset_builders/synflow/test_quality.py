@@ -1,6 +1,7 @@
 """Sources and the filters that look at all videos together."""
 
 import json
+import zipfile
 
 import datasets
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import yaml
 
 from dataset_builders.mini.render import encode_mp4
-from dataset_builders.synflow.documents import PartReader, WholeWriter, exclusions, new_document
+from dataset_builders.synflow.decontamination import load_benchmark
+from dataset_builders.synflow.documents import PartReader, WholeWriter, count_dropped, exclusions, new_document
 from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.engine import remove_unfinished
-from dataset_builders.synflow.quality import Selection, SimilarityFilter, VideoFilter
-from dataset_builders.synflow.recipe import Recipe, RecipeError
-from dataset_builders.synflow.sources import list_videos, write_index
+from dataset_builders.synflow.pairing import FoundPairs
+from dataset_builders.synflow.quality import Cutter, Selection, SimilarityFilter, VideoFilter
+from dataset_builders.synflow.recipe import Decontamination, Recipe, RecipeError
+from dataset_builders.synflow.sources import count_videos, list_videos, sample_videos, write_index
 from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 
 
@@ -77,14 +80,18 @@ def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
         {"video": "a.mp4", "text": "A square moves over tiles"},
         {"video": "b.mp4", "text": "a white square moves slowly from left to right over the tiles"},
         {"video": "c.mp4", "text": "Something white goes by"},
+        {"video": "d.mp4", "text": "A query of the benchmark is this video"},
     )
+    (archive / "d.mp4").write_bytes(encode_mp4(moving(3)))
     benchmark = tmp_path / "uvrb"
     corpus = datasets.Features({"id": datasets.Value("string"), "video": datasets.Video()})
     again = {"id": "v", "video": {"bytes": encode_mp4(moving(0)), "path": None}}
-    texts = [{"id": "q", "text": "A white square moves slowly from left to right over the tiles."}]
+    asked = datasets.Features({**corpus, "text": datasets.Value("string")})
+    texts = [{"id": "q", "text": "A white square moves slowly from left to right over the tiles.", "video": None}]
+    texts.append({"id": "clip", "text": None, "video": {"bytes": encode_mp4(moving(3)), "path": None}})
     (benchmark / "data").mkdir(parents=True)
     datasets.Dataset.from_list([again], features=corpus).to_parquet(benchmark / "data" / "corpus.parquet")
-    datasets.Dataset.from_list(texts).to_parquet(benchmark / "data" / "queries.parquet")
+    datasets.Dataset.from_list(texts, features=asked).to_parquet(benchmark / "data" / "queries.parquet")
     names = {"msrvtt-corpus": "corpus", "msrvtt-queries": "queries"}
     configs = [
         {"config_name": name, "data_files": [{"split": "test", "path": f"data/{file}.parquet"}]}
@@ -94,7 +101,38 @@ def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
     recipe = recipe_of(archive, decontamination={"benchmark": str(benchmark)})
     kept, dropped = selected(recipe, tmp_path / "work")
     assert kept == ["archive/c.mp4"]
-    assert dropped == {"archive/a.mp4": "video_in_benchmark", "archive/b.mp4": "text_in_benchmark"}
+    found = {"archive/a.mp4": "video_in_benchmark", "archive/d.mp4": "video_in_benchmark"}
+    assert dropped == {**found, "archive/b.mp4": "text_in_benchmark"}
+
+    other = tmp_path / "pairs"
+    other.mkdir()
+    datasets.Dataset.from_list(texts, features=asked).to_parquet(other / "train.parquet")
+    with pytest.raises(RecipeError, match="has no <key>-queries"):
+        load_benchmark(Decontamination(benchmark=str(other)), recipe.quality.video)
+
+
+def test_a_video_that_cannot_be_cut_is_dropped_with_its_reason(archive, tmp_path):
+    work = tmp_path / "work"
+    good, gone, late = inspected(recipe_of(archive), work)[:3]
+    for document in (good, gone, late):
+        document.metadata.update(stills=1, cuts=1)
+    (archive / "again.mp4").write_bytes(b"no longer a video")
+    late.metadata["shots"] = [(0.0, 900.0), (900.0, 1000.0)]  # a file that was cut short since
+    late.metadata["stills"] = 0
+    cutter = Cutter(recipe_of(archive), work, exclusions(work, "cut"))
+    assert [document.id for document in cutter.run(iter([good, gone, late]))] == [good.id, late.id]
+    assert len(good.metadata["frames"]) == len(good.metadata["clips"]) == 1
+    assert [path.name for path in (work / "dropped" / "cut").iterdir()] == ["video_not_cut"]
+    late.metadata["shots"] = [(900.0, 1000.0), (1000.0, 1001.0)]
+    assert not list(cutter.run(iter([late]))) and (work / "dropped" / "cut" / "video_unreadable").is_dir()
+
+
+def test_raw_pairs_without_a_caption_are_counted(archive, tmp_path):
+    captions(archive, {"video": "a.mp4", "text": "A square"}, {"video": "b.mp4", "text": " "})
+    recipe = recipe_of(archive, pairs="raw", captioner=None, budgets={"t2v": 1})
+    found = FoundPairs(recipe, tmp_path / "work", exclusions(tmp_path / "work", "pair"))
+    list(found.run(list_videos(recipe, tmp_path / "work")))
+    assert count_dropped(tmp_path / "work") == {("pair", "text_empty"): 1}
 
 
 def test_any_gve_model_scores_captions(archive, tmp_path, model, processor):
@@ -183,6 +221,57 @@ def test_a_dataset_is_streamed_as_a_source(tmp_path):
     assert [document.id for document in PartReader(work / "index").run(rank=0)] == ["hub/0000000", "hub/0000001"]
     with pytest.raises(RecipeError, match=r"has no column \['movie'\]"):
         list(list_videos(streamed_recipe(repo, video="movie"), work))
+
+
+def test_a_folder_of_zipped_videos_is_streamed_and_clips_of_one_source_stay_together(tmp_path, monkeypatch):
+    """As the Hub has them: paths in an archive, and a column of the longer video."""
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    with zipfile.ZipFile(repo / "train.zip", "w") as archive:
+        for k in range(2):
+            archive.writestr(f"clip{k}.mp4", encode_mp4(moving(k)))
+        rows = [{"file_name": f"clip{k}.mp4", "caption": f"Clip {k} of it", "film": "long"} for k in range(2)]
+        archive.writestr("metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    kept = inspected(streamed_recipe(repo, video="video", source="film"), tmp_path / "work")
+    assert sorted(document.text for document in kept) == ["Clip 0 of it", "Clip 1 of it"]
+    assert {document.metadata["group"] for document in kept} == {"hub/long"}
+    with pytest.raises(RecipeError, match=r"has no column \['movie'\]"):
+        list(list_videos(streamed_recipe(repo, video="video", source="movie"), tmp_path / "work"))
+
+    def broken(video):
+        raise ConnectionError("the line is down")
+
+    monkeypatch.setattr("dataset_builders.synflow.sources._video_bytes", broken)
+    with pytest.raises(RecipeError, match="source hub, row 0: cannot be read .the line is down.; start the same"):
+        list(list_videos(streamed_recipe(repo, video="video"), tmp_path / "elsewhere"))
+
+
+def test_captions_that_changed_since_the_run_began_are_said(archive, tmp_path):
+    recipe, work = recipe_of(archive), tmp_path / "work"
+    assert write_index(recipe, work) == write_index(recipe, work) == 1
+    captions(archive, {"video": "a.mp4", "text": "Another text"})
+    with pytest.raises(RecipeError, match="source archive: its captions have changed .* remove .*work"):
+        write_index(recipe, work)
+
+
+def test_a_sample_is_drawn_by_source_and_streams_no_more_than_its_share(tmp_path):
+    features = datasets.Features({"clip": datasets.Video(), "caption": datasets.Value("string")})
+    clip = {"bytes": b"a video", "path": None}
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    rows = [{"clip": clip, "caption": f"Caption {k}"} for k in range(10)]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(repo / "train.parquet")
+    streamed = {"kind": "dataset", "id": "hub", "repo": str(repo), "video": "clip", "text": "caption", "limit": 10}
+    sources = [streamed, {"kind": "rendered", "id": "films", "videos": 30}]
+    recipe = Recipe(name="a", sources=sources, captioner={"url": "http://127.0.0.1:1/v1"})
+    sample = sample_videos(recipe, tmp_path / "work", count_videos(recipe), 8)
+    names = sorted(document.id for document in sample)
+    assert names[6:] == ["hub/0000000", "hub/0000001"] and len(set(names)) == 8
+    assert len(list((tmp_path / "work").rglob("*.mp4"))) == 2
+    assert len({document.metadata["index"] for document in sample}) == 8
+    assert names != [f"films/{k:07d}" for k in range(6)] + names[6:]
+    again = sample_videos(recipe, tmp_path / "again", count_videos(recipe), 8)
+    assert [document.id for document in again] == [document.id for document in sample]
 
 
 def test_sources_say_what_is_wrong_with_them(tmp_path):
