@@ -102,7 +102,7 @@ def mining_case(size):
 
 
 def curriculum_of(accelerator):
-    """R_k of tasks with more and with fewer pairs than ranks, by a prober, and the tasks drawn from them."""
+    """R_k and D_k of tasks with more and with fewer pairs than ranks, by a prober, and the tasks drawn from them."""
 
     def encode(items):
         return torch.cat([random_rows(1, 3, seed=int(item.text[1:])) for item in items])
@@ -115,14 +115,17 @@ def curriculum_of(accelerator):
         accelerator=accelerator,
         sharded=False,
         streams={"t2t": stream("t2t", 20), "ti2v": stream("ti2v", 7), "tv2vi": stream("tv2vi", 1)},
-        training=SimpleNamespace(probe_pairs=11, seed=5),
+        training=SimpleNamespace(probe_pairs=11, seed=5, temperature=0.1),
         collator=SimpleNamespace(item=lambda side, instruction, store: side),
     )
     prober = SimpleNamespace(encode=encode, reads=lambda side: True)
-    relevance = probe(run, torch.nn.Identity(), prober)
-    curriculum = Curriculum(list(run.streams), 3, 50)
-    curriculum.start_epoch(0, relevance)
-    return relevance, curriculum.draws(0)
+    scores = probe(run, torch.nn.Identity(), prober)
+    draws = []
+    for schedule in ("pyramid", "difficulty"):
+        curriculum = Curriculum(list(run.streams), 3, 50, schedule)
+        curriculum.start_epoch(0, *scores)
+        draws += curriculum.draws(0)
+    return scores, draws
 
 
 def _rank(rank, world_size, port, folder):
@@ -150,10 +153,10 @@ def _rank(rank, world_size, port, folder):
 
     sides = [(pair.query, None) for pair in mining_case(301)[0]]
     embedded = embed_all(sides, embed, EmbeddingCache(folder, "prober"), accelerator)
-    relevance, draws = curriculum_of(accelerator)
+    scores, draws = curriculum_of(accelerator)
     np.savez(f"{folder}/{rank}.npz", **arrays)
     with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump([found, sum(calls), embedded.tolist(), relevance, draws], file)
+        json.dump([found, sum(calls), embedded.tolist(), scores, draws], file)
     accelerator.end_training()
 
 
@@ -171,9 +174,9 @@ def test_ranks_equal_one_with_the_joined_batch(tmp_path, free_port, world_size, 
 
     saved = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
     assert [calls for _, calls, *_ in saved] == embedded  # each embeds its share
-    relevance, draws = curriculum_of(ONE_RANK)
+    expected, draws = curriculum_of(ONE_RANK)
     for found, _, rows, scores, tasks in saved:
         assert found == [mine(*mining_case(size), MiningRules(5, 0.0, 1.0), ONE_RANK) for size in CORPUS_SIZES]
         assert rows == saved[0][2]
-        assert scores == pytest.approx(relevance, abs=1e-6)  # ranks add in float32
+        assert scores == [pytest.approx(each, abs=1e-12) for each in expected]
         assert tasks == draws
