@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from concurrent.futures import wait
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,7 +111,7 @@ def _together(step, recipe, folder, documents, at_once):
     if len(shares) == 1:
         results = [_time_share(step, recipe, folder, shares[0])]
     else:
-        with open_pool(len(shares), _meet_at, CONTEXT.Barrier(len(shares))) as pool:
+        with open_pool(len(shares), _meet, CONTEXT.Barrier(len(shares)), CONTEXT.Value("i", 0)) as pool:
             waiting = [pool.submit(_time_share, step, recipe, folder, share) for share in shares]
             wait(waiting)
         errors = [done.exception() for done in waiting if done.exception() is not None]
@@ -124,12 +124,12 @@ def _together(step, recipe, folder, documents, at_once):
     return Timing(max(timing.load for timing, _, _ in results), each), kept
 
 
-_all_loaded = None  # of a process that is timed beside others: where they meet
+_others = None  # of a process that is timed beside others: where all meet when they are loaded, how many have finished
 
 
-def _meet_at(barrier):
-    global _all_loaded
-    _all_loaded = barrier
+def _meet(barrier, finished):
+    global _others
+    _others = barrier, finished
 
 
 def _time_share(step, recipe, folder, documents):
@@ -142,16 +142,29 @@ def _time_share(step, recipe, folder, documents):
         started = time.perf_counter()
         kept = list(step(recipe, folder, first))
         loaded = time.perf_counter() - started
-        if _all_loaded is not None:
-            _all_loaded.wait()
+        if _others is not None:
+            _others[0].wait()
         started = time.perf_counter()
         rest = list(step(recipe, folder, timed))
         each = (time.perf_counter() - started) / len(timed)
+        if _others is not None:
+            _keep_busy(step, recipe, folder, timed)
     except BaseException:
-        if _all_loaded is not None:
-            _all_loaded.abort()
+        if _others is not None:
+            _others[0].abort()
+            _others[1].value = _others[0].parties
         raise
     return Timing(max(0.0, loaded - each), each), kept + rest if len(documents) > 1 else rest, len(timed)
+
+
+def _keep_busy(step, recipe, folder, documents):
+    """Do it again until the last of the others has finished: alone, that one would be faster than in the run."""
+    barrier, finished = _others
+    with finished.get_lock():
+        finished.value += 1
+    again = cycle(documents)
+    while finished.value < barrier.parties:
+        list(step(recipe, folder, [copy.deepcopy(next(again))]))
 
 
 def inspect(recipe, folder, documents):
