@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import get_scheduler
+from transformers.integrations import unset_hf_deepspeed_config
 
 from training.arguments import rank_zero
 from training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_trained_weights_only
@@ -280,6 +281,8 @@ def main(words=None):
         report_skipped(run)
     outcome = train(run)
     state = run.accelerator.get_state_dict(outcome.pop("encoder")) if run.sharded else None
+    # Under ZeRO-3 transformers loads every model in shards over all ranks: also the base that one merges into alone.
+    unset_hf_deepspeed_config()
     if run.accelerator.is_main_process:
         finish(run, outcome, state)
     run.accelerator.wait_for_everyone()
