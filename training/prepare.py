@@ -221,6 +221,7 @@ def start_accelerator(training):
         # Batches are made here, task by task, so DeepSpeed cannot read their size off a loader.
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": training.max_grad_norm}
+        config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # else a run fails at its end
     return accelerator
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import get_scheduler
+from transformers.integrations import unset_hf_deepspeed_config
 
 from training.arguments import rank_zero
 from training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_trained_weights_only
@@ -150,12 +151,12 @@ def train(run):
     if not run.sharded:
         save_trained_weights_only(accelerator)
 
-    consumed, cursors, warnings, step, seconds = Counter(), {}, [], 0, 0.0
+    consumed, cursors, warnings, told, step, seconds = Counter(), {}, [], [], 0, 0.0
     for newest in checkpoints(training.run_dir)[-1:]:
         accelerator.print(f"resuming from {newest}")
         progress = load_checkpoint(accelerator, newest)
         step, seconds, consumed = progress["step"], progress["seconds"], Counter(progress["consumed"])
-        cursors, warnings = progress["cursors"], progress["warnings"]
+        cursors, warnings, told = progress["cursors"], progress["warnings"], progress.get("told", [])
         curriculum.load_state_dict(progress["curriculum"])
         remember_mined(run, progress["mined"])
     log = StepLog(training.run_dir, step, len(curriculum.history), accelerator.is_main_process)
@@ -169,7 +170,7 @@ def train(run):
         if accelerator.is_main_process:
             bar.write(f"warning: {sentence}")
 
-    watch = Watch(warn)
+    watch = Watch(warn, told)
     encoder.train()
     for epoch in range(step // training.steps_per_epoch, training.epochs):
         if epoch == len(curriculum.history):
@@ -205,7 +206,7 @@ def train(run):
             if step % training.save_steps == 0 or step % training.steps_per_epoch == 0:
                 progress = {"step": step, "seconds": seconds, "consumed": consumed, "settings": run.settings}
                 progress |= {"cursors": cursors, "warnings": warnings, "curriculum": curriculum.state_dict()}
-                progress["mined"] = mined_places(run)
+                progress |= {"mined": mined_places(run), "told": sorted(watch.told)}
                 save_checkpoint(accelerator, training.run_dir, progress, training.save_total_limit)
                 if run.vision_memory is not None:
                     run.vision_memory.save()
@@ -283,6 +284,8 @@ def main(words=None):
         report_skipped(run)
     outcome = train(run)
     state = run.accelerator.get_state_dict(outcome.pop("encoder")) if run.sharded else None
+    # Under ZeRO-3 transformers loads every model in shards over all ranks: also the base that one merges into alone.
+    unset_hf_deepspeed_config()
     if run.accelerator.is_main_process:
         finish(run, outcome, state)
     run.accelerator.wait_for_everyone()

@@ -15,12 +15,16 @@ class Watch:
 
     Args:
         report (`Callable`): called with a kind and a sentence; kinds are `"collapse"`, `"never drawn"`, `"loader"`.
+        told (iterable of `str`): kinds that were told before this run was resumed.
         window_steps (`int`): steps over which trouble has to last.
+
+    Attributes:
+        told (`set`): kinds so far.
     """
 
-    def __init__(self, report, window_steps=WINDOW_STEPS):
+    def __init__(self, report, told=(), window_steps=WINDOW_STEPS):
         self._report = report
-        self._told = set()
+        self.told = set(told)
         self._relevance, self._waited, self._seconds = (deque(maxlen=window_steps) for _ in range(3))
 
     def epoch(self, plan, steps):
@@ -61,6 +65,6 @@ class Watch:
             self._tell("loader", f"{share:.0%} of the time is spent waiting for data: raise loader_workers")
 
     def _tell(self, kind, sentence):
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self.told:
+            self.told.add(kind)
             self._report(kind, sentence)

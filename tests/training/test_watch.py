@@ -44,6 +44,14 @@ def test_steps(watch, told, steps, kinds):
     assert [kind for kind, _ in told] == kinds
 
 
+def test_a_resumed_run_tells_nothing_twice(watch, told):
+    resumed = Watch(lambda kind, sentence: told.append((kind, sentence)), ["collapse"], window_steps=3)
+    for each in (watch, resumed):
+        for _ in range(9):
+            each.step(0.99, 0.0, 1.0)
+    assert [kind for kind, _ in told] == ["collapse"] and watch.told == resumed.told
+
+
 def test_a_task_that_will_hardly_be_drawn(watch, told):
     watch.epoch(EpochPlan(0, 0.1, {}, {"t2t": 0.995, "t2v": 0.005}), steps=100)
     watch.epoch(EpochPlan(1, 1.0, {}, {"t2t": 0.6, "t2v": 0.4}), steps=100)
