@@ -230,6 +230,8 @@ class DataArguments:
             raise ValueError(f"tasks must be a list of different config names of the pairs repo, got {self.tasks!r}")
         self.task_pairs = _by_task("task_pairs", self.task_pairs, self.tasks, low=2)
         self.task_upsampling = _by_task("task_upsampling", self.task_upsampling, self.tasks, low=0, integer=False)
+        if not any(self.task_upsampling.get(task, 1) for task in self.tasks):
+            raise ValueError("task_upsampling is 0 for every task: give one of them more")
         _check_flag(self, "streaming")
         _check_number(self, "window_pairs", 2, float("inf"), integer=True)
         _check_number(self, "loader_workers", 0, 256, integer=True)

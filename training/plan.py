@@ -6,6 +6,7 @@ from the recipe; memory, hours and disk are estimates, whose assumptions stand a
 
 import re
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -33,6 +34,7 @@ UTILISATION = 0.4  # the share of it that training reaches
 GIB = 2**30
 PARTS = ("vision tower", "token embeddings", "language model", "adapters")
 STRATEGIES = ("DDP", "ZeRO-2", "ZeRO-3", "FSDP2")
+MICRO_BATCHES = (64, 16)  # of gradient caching, shown to those whose recipe does without
 
 
 def print_plan(starts_from, data, training):
@@ -53,7 +55,7 @@ def make_plan(starts_from, data, training):
     Returns:
         `dict`: `parameters` by part and `trained`; `pairs` by task; `steps_per_epoch`, `steps`, `queries_a_step`
         (mean over tasks); `memory` bytes of each component by strategy, for the task that needs most; `task` its name;
-        `seconds`, `pairs_per_second` a GPU; `disk` bytes by part; `missing` libraries.
+        `cached` the same by micro-batch size, where the recipe has none; `seconds`, `pairs_per_second` a GPU; `disk` bytes by part; `missing` libraries.
     """
     model = meta_model(starts_from)
     devices = training.plan_devices
@@ -66,10 +68,12 @@ def make_plan(starts_from, data, training):
     items = {task: _items(data, task) for task in data.tasks}
     heaviest = max(data.tasks, key=lambda task: _tokens(items[task], model.config).total())
     parameters = count_parameters(model)
-    memory = {
-        strategy: memory_of(strategy, parameters, items[heaviest], model, starts_from, training)
-        for strategy in STRATEGIES
-    }
+
+    def memory_with(settings):
+        parts = (parameters, items[heaviest], model, starts_from, settings)
+        return {strategy: memory_of(strategy, *parts) for strategy in STRATEGIES}
+
+    cached = [replace(training, micro_batch_size=size) for size in MICRO_BATCHES if training.micro_batch_size is None]
     flops = {task: _flops(items[task], parameters, model.config, starts_from, training) for task in data.tasks}
     weights = {task: pairs[task] * data.task_upsampling.get(task, 1) / queries[task] for task in data.tasks}
     mean_flops = sum(flops[task] * weights[task] for task in data.tasks) / sum(weights.values())
@@ -81,7 +85,8 @@ def make_plan(starts_from, data, training):
         "steps": steps,
         "queries_a_step": mean_queries,
         "task": heaviest,
-        "memory": memory,
+        "memory": memory_with(training),
+        "cached": {settings.micro_batch_size: memory_with(settings) for settings in cached},
         "pairs_per_second": rate,
         "seconds": steps * mean_queries / devices / rate,
         "disk": disk_of(parameters, pairs, model.config, starts_from, data, training),
@@ -230,6 +235,9 @@ def format_plan(plan, training):
         lines.append(f"  {component:<36}" + "".join(f"{value:>9.1f}" for value in values))
     totals = [sum(plan["memory"][strategy].values()) / GIB for strategy in STRATEGIES]
     lines.append(f"  {'together':<36}" + "".join(f"{value:>9.1f}" for value in totals))
+    for size, memory in plan["cached"].items():
+        totals = [sum(memory[strategy].values()) / GIB for strategy in STRATEGIES]
+        lines.append(f"  {f'with micro_batch_size {size}':<36}" + "".join(f"{value:>9.1f}" for value in totals))
     source = (
         "as given"
         if training.plan_pairs_per_second

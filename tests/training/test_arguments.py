@@ -62,6 +62,7 @@ def test_checkpoint_settings_leave_out_where_things_are_written(config):
         ("quantization: 2bit", "quantization must be one of 4bit, 8bit, got '2bit'"),
         ("lora_targets: []", "lora_targets must be a list of different names"),
         ("task_upsampling: {t2v: -1}", "task_upsampling of t2v must be a number of at least 0, got -1"),
+        ("tasks: [t2v]\ntask_upsampling: {t2v: 0}", "task_upsampling is 0 for every task"),
         ("matryoshka_dims: [0]", "matryoshka_dims must be whole numbers of at least 1, got 0"),
         ("report_to: [paper]", "report_to must be among trackio, tensorboard, wandb, got 'paper'"),
         ("mine_every_epoch: true", "mine_every_epoch needs negative_corpus"),

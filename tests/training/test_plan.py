@@ -101,6 +101,9 @@ def test_memory_and_steps_follow_the_recipe():
     small = make_plan(*recipe("7b", "--micro_batch_size", "8"))
     part = "activations of the language model"
     assert small["memory"]["DDP"][part] < plan["memory"]["DDP"][part] / 8
+    assert small["cached"] == {}
+    assert plan["cached"][16] == make_plan(*recipe("7b", "--micro_batch_size", "16"))["memory"]
+    assert "with micro_batch_size 64" in format_plan(plan, arguments[2])
     assert "GiB" in format_plan(plan, arguments[2])
     assert plan["disk"]["checkpoints"] == 3 * 12 * trained  # two kept, one being written
     frozen = sum(plan["parameters"][part] for part in ("vision tower", "token embeddings", "language model"))
