@@ -55,7 +55,8 @@ def make_plan(starts_from, data, training):
     Returns:
         `dict`: `parameters` by part and `trained`; `pairs` by task; `steps_per_epoch`, `steps`, `queries_a_step`
         (mean over tasks); `memory` bytes of each component by strategy, for the task that needs most; `task` its name;
-        `cached` the same by micro-batch size, where the recipe has none; `seconds`, `pairs_per_second` a GPU; `disk` bytes by part; `missing` libraries.
+        `cached` the same by micro-batch size, where the recipe has none; `seconds`, `pairs_per_second` a GPU; `disk`
+        bytes by part; `missing` libraries.
     """
     model = meta_model(starts_from)
     devices = training.plan_devices
