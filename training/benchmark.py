@@ -7,9 +7,9 @@ python -m training.benchmark speed    # pairs a second beside sentence-transform
 
 `memory` reports the peak above the model and the collated batch, `speed` the rate of a whole training run and the peak
 of its process; both trainers get the same starting weights, pairs, tokens, batch and micro-batch, take turns, and
-train all weights. Both rates include reading pictures and videos: ours decodes them once, before the first step, and
-that time is added; the other decodes at each step, videos with our decoder. Linux only: `speed` takes its peaks from
-the kernel (VmHWM), `memory` samples.
+train all weights, or with `--freeze_vision` all but the vision tower's. Both rates include reading pictures and videos,
+each once: ours decodes them before the first step, and that time is added; the other decodes at each step, videos with
+our decoder. Linux only: `speed` takes its peaks from the kernel (VmHWM), `memory` samples.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def random_text(generator):
     return " ".join(generator.choice(words, size=int(np.clip(generator.lognormal(2.5, 0.7), 3, 100))))
 
 
-def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed, threads):
+def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed, threads, freeze_vision=False):
     """Rate and peak of `pyramid.py`."""
     from training.pyramid import prepare, train
 
@@ -223,7 +223,8 @@ def measure_gve(pairs, task, batch_size, micro_batch_size, steps, seed, threads)
         }
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         watch = Stopwatch()
-        run = prepare([*words, "--freeze_vision", "false"])
+        frozen = str(freeze_vision).lower()
+        run = prepare([*words, "--freeze_vision", frozen, "--remember_vision", frozen])
         peak_bytes(reset=True)
         train(run)
         lines = [json.loads(line) for line in (Path(folder) / "run/log.jsonl").read_text().splitlines()]
@@ -263,7 +264,9 @@ def with_frames(rows):
     return {"query_text": rows["query_text"], "target_video": videos}
 
 
-def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, steps, seed, threads):
+def measure_sentence_transformers(
+    pairs, task, batch_size, micro_batch_size, steps, seed, threads, freeze_vision=False
+):
     """Rate and peak of sentence-transformers' trainer with CachedMultipleNegativesRankingLoss."""
     from datasets import Video, load_dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -278,6 +281,8 @@ def measure_sentence_transformers(pairs, task, batch_size, micro_batch_size, ste
 
     torch.set_num_threads(threads)
     model = sentence_transformer()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (freeze_vision and ".visual." in name))
     target = {"t2t": "target_text", "t2i": "target_image", "t2v": "target_video"}[task]
     rows = load_dataset(pairs, task, split="train").select_columns(["query_text", target])
     if task == "t2v":
@@ -342,13 +347,15 @@ def report_speed(arguments):
         "micro_batch_size": arguments.micro_batch_size,
         "steps": arguments.steps,
         "threads": arguments.threads,
+        "freeze_vision": arguments.freeze_vision,
     }
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(folder, arguments.task, arguments.batch_size * arguments.steps)
         for repeat in range(arguments.repeats):
             found.append({name: in_own_process(name, pairs=folder, seed=repeat, **settings) for name in names})
     print(f"{arguments.task}, batch {arguments.batch_size}, micro-batch {arguments.micro_batch_size}, ", end="")
-    print(f"{arguments.steps} steps, median of {arguments.repeats}, {arguments.threads} threads")
+    frozen = ", vision tower frozen" if arguments.freeze_vision else ""
+    print(f"{arguments.steps} steps, median of {arguments.repeats}, {arguments.threads} threads{frozen}")
     for name in names:
         rate = median(each[name]["pairs_per_second"] for each in found)
         peak = median(each[name]["bytes"] for each in found)
@@ -373,6 +380,7 @@ def main(words=None):
     speed.add_argument("--steps", type=int, default=11)
     speed.add_argument("--repeats", type=int, default=3)
     speed.add_argument("--threads", type=int, default=available_cores())
+    speed.add_argument("--freeze_vision", action="store_true", help="as the paper trains; ours then remembers it")
     measure = commands.add_parser("measure", help="one measurement, for the other commands")
     measure.add_argument("name", choices=list(MEASURES))
     measure.add_argument("settings", type=json.loads)
