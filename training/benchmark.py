@@ -7,8 +7,8 @@ python -m training.benchmark speed    # pairs a second beside sentence-transform
 
 `memory` reports the peak above the model and the collated batch, `speed` the rate of a whole training run and the peak
 of its process; both trainers get the same starting weights, pairs, tokens, batch and micro-batch, take turns, and
-train all weights, or with `--freeze_vision` all but the vision tower's. Both rates include reading pictures and videos,
-each once: ours decodes them before the first step, and that time is added; the other decodes at each step, videos with
+train all weights, or with `--freeze_vision` all but the vision tower's. Both rates include reading each picture and
+video once: ours decodes them before the first step, and that time is added; the other decodes at each step, videos by
 our decoder. Linux only: `speed` takes its peaks from the kernel (VmHWM), `memory` samples.
 """
 
