@@ -28,6 +28,8 @@ try:
 except ImportError:
     av = None
 
+# From version 17 on PyAV converts a frame with a thread a core, and starting those takes longer than a small frame.
+_ONE_THREAD = {"threads": 1} if av is not None and int(av.__version__.split(".")[0]) >= 17 else {}
 
 # Not in the paper: the clock of frames that come without one. It is the rate at which Qwen2.5-VL samples videos.
 DEFAULT_FRAMES_PER_SECOND = 2.0
@@ -386,10 +388,11 @@ def _with_pyav(data, num_frames, limits):
         if frames.keys() >= set(wanted):
             return _as_video([frames[stamp] for stamp in wanted], wanted, index.time_base, limits)
     # Otherwise, or where packets show nothing: count what comes out, in the order in which it comes.
-    stamps = [frame.pts for frame in _decode_all(data, limits)]
-    chosen = uniform_indices(_at_least_one(len(stamps)), num_frames)
-    places = set(chosen.tolist())
-    frames = {place: frame for place, frame in enumerate(_decode_all(data, limits)) if place in places}
+    chosen = uniform_indices(len(index.stamps), num_frames)
+    stamps, frames = _decode_places(data, limits, set(chosen.tolist()))
+    if len(stamps) != len(index.stamps):  # not a frame a packet
+        chosen = uniform_indices(_at_least_one(len(stamps)), num_frames)
+        stamps, frames = _decode_places(data, limits, set(chosen.tolist()))
     times, time_base = [stamps[place] for place in chosen], index.time_base
     if None in stamps or any(after <= before for before, after in zip(stamps, stamps[1:])):
         times, time_base = chosen, 1 / index.rate
@@ -511,6 +514,16 @@ def _runs(index, wanted):
     return runs
 
 
+def _decode_places(data, limits, places):
+    """Decode everything: the stamps of all frames, and the frames at the places."""
+    stamps, frames = [], {}
+    for place, frame in enumerate(_decode_all(data, limits)):
+        stamps.append(frame.pts)
+        if place in places:
+            frames[place] = frame
+    return stamps, frames
+
+
 def _decode_all(data, limits):
     with _open_container(data, limits) as container:
         stream = _decoding_stream(container, limits)
@@ -576,7 +589,8 @@ def _as_video(frames, stamps, time_base, limits):
     for frame in frames:
         if id(frame) not in arrays:
             _check_pixels(frame.width, frame.height, limits)
-            arrays[id(frame)] = frame.to_ndarray(format="rgb24", width=width, height=height)  # sizes may change
+            # sizes may change
+            arrays[id(frame)] = frame.to_ndarray(format="rgb24", width=width, height=height, **_ONE_THREAD)
     pixels = np.stack([arrays[id(frame)] for frame in frames])
     times = np.array([float(stamp) for stamp in stamps]) * time_base
     return VideoFrames(_turned(pixels, frames[0].side_data.get("DISPLAYMATRIX")), times)

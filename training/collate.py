@@ -95,16 +95,18 @@ class PairCollator:
             micro_batch_size (`int`, *optional*): most items a pass.
 
         Returns:
-            `tuple` of a list of `BatchFeature`, one a pass, and a `torch.LongTensor` of shape `(len(items),)`: where
+            `tuple` of a list of `BatchFeature`, one a pass, those of a micro-batch growing in tokens, and a `torch.LongTensor` of shape `(len(items),)`: where
             each item's row stands in the concatenated outputs.
         """
-        groups = split_by_length(self._lengths(items))
+        lengths = self._lengths(items)
+        groups = split_by_length(lengths)
         if micro_batch_size is not None:
             groups = [
                 group[start : start + micro_batch_size]
                 for group in groups
                 for start in range(0, len(group), micro_batch_size)
             ]
+            groups.sort(key=lambda group: len(group) * lengths[group[-1]])
         features = [self.processor.collate([items[index] for index in group]) for group in groups]
         return features, torch.from_numpy(np.argsort(np.concatenate(groups)))
 

@@ -1,7 +1,7 @@
 """Gradient caching: a contrastive step on a large batch in the memory of a small one (arXiv 2101.06983).
 
-The batch is embedded group by group without a graph, the loss of all embeddings gives the gradient of each, and each
-group is embedded again, with a graph, to carry its part of that gradient back. A group holds whole items, with the
+The batch is embedded group by group without a graph, the loss of all embeddings gives the gradient of each, and the
+groups are embedded again, with a graph, to carry their parts of that gradient back. A group holds whole items, with the
 patches of their own images and videos, so nothing has to be cut by `grid_thw` afterwards.
 """
 
@@ -11,9 +11,9 @@ import ctypes
 import torch
 
 
-# On CPUs: the more groups of unlike size, the more malloc has cut its heap into pieces that the next cannot use. To
-# return them before each pass would cost a twentieth of a step.
-PASSES_A_TRIM = 4
+# On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them before
+# every fourth pass costs a fourteenth of a step, before every sixteenth next to nothing.
+PASSES_A_TRIM = 16
 
 
 class RandomState:
@@ -40,32 +40,41 @@ def return_freed_memory():
 def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nullcontext):
     """Forward and backward of a loss over the embeddings of all groups.
 
+    The last group keeps its graph and goes back first, so that it is embedded once only and no more than one graph
+    exists at any time. The others follow from the last to the first: where groups grow, as those of
+    [`PairCollator.forward_groups`] do, each finds room in the memory that the one before it has left.
+
     Args:
         embed (`Callable`): from a group to its embeddings, `(M_g, D)`, float32, with graph.
         groups (list): what `embed` takes, at least one; as many on every rank where weights are sharded.
         loss_of (`Callable`): from embeddings `(M, D)` to an output with a scalar `loss`; it may gather over ranks.
         backward (`Callable`): as `Accelerator.backward`.
         device (`torch.device`): where `embed` computes.
-        no_sync (`Callable`): context for the backward passes before the last, whose gradients ranks need not join.
+        no_sync (`Callable`): context for all passes but the last backward, whose gradients ranks need not join.
 
     Returns:
         what `loss_of` returned, detached from the model.
     """
+    *others, largest = groups
     states, rows = [], []
     with torch.no_grad():
-        for group in groups:
+        for group in others:
             states.append(RandomState(device))
             rows.append(embed(group))
-    after = RandomState(device)
-    embeddings = torch.cat(rows).requires_grad_()
-    output = loss_of(embeddings)
-    output.loss.backward()
-    gradients = embeddings.grad.split([len(part) for part in rows])
-    for number, (group, state, gradient) in enumerate(zip(groups, states, gradients), 1):
+    with no_sync() if others else contextlib.nullcontext():
+        kept = embed(largest)
+        after = RandomState(device)
+        embeddings = torch.cat([*rows, kept.detach()]).requires_grad_()
+        output = loss_of(embeddings)
+        output.loss.backward()
+        *gradients, gradient = embeddings.grad.split([len(part) for part in (*rows, kept)])
+        backward((kept * gradient).sum())
+    del kept
+    for number, (group, state, gradient) in reversed(list(enumerate(zip(others, states, gradients)))):
         state.restore()
-        if device.type == "cpu" and number % PASSES_A_TRIM == 1:
+        if device.type == "cpu" and number % PASSES_A_TRIM == PASSES_A_TRIM - 1:
             return_freed_memory()
-        with contextlib.nullcontext() if number == len(groups) else no_sync():
+        with no_sync() if number else contextlib.nullcontext():
             backward((embed(group) * gradient).sum())
     after.restore()
     return output

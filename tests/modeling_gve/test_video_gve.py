@@ -136,6 +136,21 @@ def test_skipped_packets_change_no_pixel(name, tmp_path):
         np.testing.assert_allclose(video.times - video.times[0], chosen / 8, atol=2e-3)
 
 
+def test_videos_whose_stamps_cannot_be_trusted_are_decoded_once(tmp_path, monkeypatch):
+    """Noise makes x264 announce reordered frames and write none: its stamps look like those of decoding."""
+    frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "noise.mp4", frames, "libx264", "yuv420p", crf="1")
+    passes, decode_all = [], video_gve._decode_all
+    monkeypatch.setattr(video_gve, "_decode_all", lambda *a: passes.append(None) or decode_all(*a))
+    video = decode_video(path, 4)
+    assert len(passes) == 1
+    with av.open(str(path)) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    chosen = uniform_indices(12, 4)
+    np.testing.assert_array_equal(video.frames, np.stack([every[index] for index in chosen]))
+    np.testing.assert_allclose(video.times - video.times[0], chosen / 8, atol=2e-3)
+
+
 def write_clip(path, frames, codec, pixels, **options):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=8, options=options)

@@ -1,5 +1,6 @@
 """Cached gradients against those of one pass over the whole batch, and dropout drawn alike in both passes."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,41 @@ def test_cached_gradients_equal_those_of_the_full_batch(trainee, collator, kind)
     assert step(model, groups, swapped, batch, cached=True)[0] != pytest.approx(expected_loss, abs=1e-3)
 
 
+def test_a_lone_group_is_embedded_once_and_its_gradients_are_joined():
+    weight, seen = torch.ones(3, requires_grad=True), []
+
+    def embed(group):
+        seen.append(group)
+        return group * weight
+
+    def never():
+        raise AssertionError("the only backward pass must join the ranks' gradients")
+
+    loss_of = lambda rows: SimpleNamespace(loss=rows.square().sum())  # noqa: E731
+    group = torch.tensor([[1.0, 2, 3]])
+    cached_step(embed, [group], loss_of, torch.Tensor.backward, torch.device("cpu"), never)
+    assert len(seen) == 1 and weight.grad.tolist() == [2, 8, 18]
+
+
+def test_every_backward_pass_but_the_last_leaves_gradients_on_its_rank():
+    weight, alone, joined = torch.ones(1, requires_grad=True), [], []
+
+    @contextlib.contextmanager
+    def no_sync():
+        alone.append(None)
+        yield
+        alone.pop()
+
+    def backward(loss):
+        joined.append(not alone)
+        loss.backward()
+
+    loss_of = lambda rows: SimpleNamespace(loss=rows.sum())  # noqa: E731
+    groups = [torch.ones(2, 1)] * 4
+    cached_step(lambda group: group * weight, groups, loss_of, backward, torch.device("cpu"), no_sync)
+    assert joined == [False, False, False, True] and weight.grad.item() == 8
+
+
 def test_dropout_is_drawn_alike_in_both_passes():
     layer = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Dropout(0.5)).double()
     groups = list(torch.randn(3, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
@@ -116,7 +152,8 @@ def test_dropout_is_drawn_alike_in_both_passes():
     torch.manual_seed(1)
     cached_step(embed, groups, loss_of, torch.Tensor.backward, torch.device("cpu"))
     cached = layer[0].weight.grad.clone()
-    assert all(first.equal(second) for first, second in zip(seen[:3], seen[3:]))
+    assert len(seen) == 5  # the last is embedded once
+    assert seen[1].equal(seen[3]) and seen[0].equal(seen[4])
     state = torch.get_rng_state()
 
     layer.zero_grad()
