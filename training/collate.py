@@ -95,8 +95,8 @@ class PairCollator:
             micro_batch_size (`int`, *optional*): most items a pass.
 
         Returns:
-            `tuple` of a list of `BatchFeature`, one a pass, those of a micro-batch growing in tokens, and a `torch.LongTensor` of shape `(len(items),)`: where
-            each item's row stands in the concatenated outputs.
+            `tuple` of a list of `BatchFeature`, one a pass, micro-batches growing in tokens, and a `torch.LongTensor`
+            of shape `(len(items),)`: where each item's row stands in the concatenated outputs.
         """
         lengths = self._lengths(items)
         groups = split_by_length(lengths)

@@ -1,8 +1,8 @@
 """Gradient caching: a contrastive step on a large batch in the memory of a small one (arXiv 2101.06983).
 
 The batch is embedded group by group without a graph, the loss of all embeddings gives the gradient of each, and the
-groups are embedded again, with a graph, to carry their parts of that gradient back. A group holds whole items, with the
-patches of their own images and videos, so nothing has to be cut by `grid_thw` afterwards.
+groups are embedded again, with a graph, to carry their parts of that gradient back. A group holds whole items, with
+the patches of their own images and videos, so nothing has to be cut by `grid_thw` afterwards.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ import ctypes
 import torch
 
 
-# On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them before
-# every fourth pass costs a fourteenth of a step, before every sixteenth next to nothing.
+# On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them
+# before every fourth pass costs a fourteenth of a step, before every sixteenth next to nothing.
 PASSES_A_TRIM = 16
 
 
