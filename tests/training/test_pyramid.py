@@ -181,9 +181,16 @@ def test_ranks_equal_one(joined_run, recipe, mining, tmp_path, ranks):
             assert one[name] == pytest.approx(several[name], rel=1e-3, abs=1e-4), (one["step"], name)
 
 
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
 KINDS = {
     "ddp": {"ACCELERATE_USE_CPU": "true"},
-    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "DS_ACCELERATOR": "cpu"},
+    "zero2": {**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {
+        **DEEPSPEED,
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    },
 }
 
 
@@ -200,45 +207,42 @@ def run_of_two(kind, words, output_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-def test_zero_2_equals_ddp(recipe, tmp_path, micro_batch_size):
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_zero_equals_ddp(recipe, tmp_path, kind, micro_batch_size):
     pytest.importorskip("deepspeed")
     settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3"]
     if micro_batch_size is not None:
         settings += ["--micro_batch_size", str(micro_batch_size)]
-    for kind in KINDS:
-        run_of_two(kind, words_of(recipe, tmp_path / kind, *settings), tmp_path / kind)
-    for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / "zero2"), strict=True):
+    for each in ("ddp", kind):
+        run_of_two(each, words_of(recipe, tmp_path / each, *settings), tmp_path / each)
+    for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / kind), strict=True):
         assert (one["task"], one["loss"]) == (other["task"], pytest.approx(other["loss"], abs=1e-5))
-    ddp, zero2 = (load_file(tmp_path / kind / "model.safetensors") for kind in KINDS)
+    ddp, zero = (load_file(tmp_path / each / "model.safetensors") for each in ("ddp", kind))
     for name, tensor in ddp.items():
-        torch.testing.assert_close(zero2[name], tensor, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(zero[name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
 @pytest.mark.slow
-def test_zero_2_resumes_from_what_learns(recipe, base_model, tmp_path):
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_zero_resumes_from_what_learns(recipe, base_model, tmp_path, kind, method):
     """To the same weights, although its checkpoints leave frozen ones out."""
     pytest.importorskip("deepspeed")
-    settings = [
-        "--batch_size",
-        "2",
-        "--epochs",
-        "1",
-        "--save_total_limit",
-        "9",
-        "--method",
-        "lora",
-        "--lora_rank",
-        "2",
-    ]
+    settings = ["--batch_size", "2", "--epochs", "1", "--save_total_limit", "9", "--method", method]
+    if method == "lora":
+        settings += ["--lora_rank", "2"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run_of_two("zero2", words_of(recipe, whole, *settings), whole)
+    run_of_two(kind, words_of(recipe, whole, *settings), whole)
     checkpoint = Path("run/checkpoint-00000002")
     (resumed / "run").mkdir(parents=True)
     (whole / checkpoint).rename(resumed / checkpoint)
-    saved = resumed / checkpoint / "pytorch_model/mp_rank_00_model_states.pt"
-    assert saved.stat().st_size < (base_model / "model.safetensors").stat().st_size / 2
-    assert "resuming from" in run_of_two("zero2", words_of(recipe, resumed, *settings), resumed)
+    states = list((resumed / checkpoint).rglob("*model_states.pt"))
+    assert all(path.name.startswith("zero_pp_rank") for path in states) == (kind == "zero3")  # a part on each rank
+    saved = sum(path.stat().st_size for path in states)
+    assert (saved < (base_model / "model.safetensors").stat().st_size / 2) == (method == "lora")
+    assert "resuming from" in run_of_two(kind, words_of(recipe, resumed, *settings), resumed)
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert expected.keys() == found.keys()
     assert all(expected[name].equal(found[name]) for name in expected)
 
 
