@@ -108,14 +108,12 @@ def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path, method
         "output_dir": tmp_path / name,
         "hub_model_id": f"org/{name}",
     }
-    if method == "lora":
-        settings["run_dir"] = tmp_path / name / "state/mine"  # not pushed, whatever its name
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     launch = ["-m", "accelerate.commands.launch", Path(__file__).parents[1] / "training" / "pyramid.py"]
     run_client([*launch, *words, "--push_to_hub"], env=CHECKOUT | {"ACCELERATE_USE_CPU": "true"})
     files = files_of(hub, "models", name)
     assert {"README.md", "config.json", "model.safetensors", "modeling_gve.py", "training_run.json"} <= files
-    assert not any(path.startswith(("run/", "state/")) for path in files)
+    assert not any(path.startswith("run/") for path in files)
     adapter = {f"adapter/{file}" for file in ("adapter_config.json", "adapter_model.safetensors", "README.md")}
     assert files & adapter == (adapter if method == "lora" else set())
 

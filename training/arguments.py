@@ -361,6 +361,9 @@ class TrainingArguments:
         _check_text(self, "output_dir")
         _check_text(self, "run_dir", optional=True)
         self.run_dir = self.run_dir or str(Path(self.output_dir) / "run")
+        output, run = Path(self.output_dir).resolve(), Path(self.run_dir).resolve()
+        if run == output or output in run.parents and output / "run" not in (run, *run.parents):
+            raise ValueError(f"run_dir {self.run_dir} would be pushed with output_dir: leave it out, or move it")
         _check_choice(self, "schedule", SCHEDULES)
         self.temperature = check_temperature(self.temperature)
         infinity = float("inf")

@@ -5,9 +5,11 @@ them, and `progress.json`: step, position in each task's data, the curriculum's 
 under a temporary name and renamed last.
 """
 
+import errno
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 
 from accelerate.utils import DistributedType
@@ -16,6 +18,11 @@ from safetensors.torch import load_file, save_file
 from training.pairs import delete_folder
 from training.weights import trained_state
 
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 PREFIX = "checkpoint-"
 TRAINED = "trained.safetensors"
@@ -82,6 +89,35 @@ def save_trained_weights_only(accelerator):
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def lock_run(run_dir):
+    """Keep other processes from training into a folder until this one ends, however it ends.
+
+    A launcher that is killed leaves its ranks behind, and they train on.
+
+    Returns:
+        the open file that holds the lock; None on systems and file systems without locks.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    if fcntl is None:
+        return None
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    path = Path(run_dir) / "lock"
+    file = open(path, "a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return None
+        file.seek(0)
+        raise ValueError(f"process {file.read()} trains into {run_dir}: end it, or set another run_dir") from error
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def load_checkpoint(accelerator, path):

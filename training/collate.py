@@ -1,5 +1,6 @@
 """From pairs to forward passes with little padding, and from their embeddings back to queries, targets, negatives."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ class PairBatch(NamedTuple):
         queries, targets (`torch.LongTensor` of shape `(B,)`): places in `items`.
         negatives (`torch.LongTensor` of shape `(B, N)`): places in `items`, 0 where there is none.
         negatives_valid (`torch.BoolTensor` of shape `(B, N)`): which slots hold a negative.
+        contents (`torch.LongTensor` of shape `(M,)`): of each item a number that is its content's on every rank.
     """
 
     items: list
@@ -29,6 +31,7 @@ class PairBatch(NamedTuple):
     targets: torch.Tensor
     negatives: torch.Tensor
     negatives_valid: torch.Tensor
+    contents: torch.Tensor
 
 
 class PairCollator:
@@ -85,7 +88,8 @@ class PairCollator:
                 negative_places[row, slot] = places.setdefault((side, None), len(places))
                 valid[row, slot] = True
         items = [self.prepare(side, instruction, store) for side, instruction in places]
-        return PairBatch(items, torch.tensor(query_places), torch.tensor(target_places), negative_places, valid)
+        queries, targets = torch.tensor(query_places), torch.tensor(target_places)
+        return PairBatch(items, queries, targets, negative_places, valid, torch.tensor(list(map(_number, places))))
 
     def forward_groups(self, items, micro_batch_size=None):
         """Split items into forward passes of like length.
@@ -130,6 +134,12 @@ class PairCollator:
                 height, width = pixels.shape[-3:-1]
                 length += steps * height * width // (vision.patch_size * vision.merge_size) ** 2
         return length
+
+
+def _number(content):
+    """63 bits of a hash: the same for the same side and instruction, in every process."""
+    digest = hashlib.blake2b(repr(content).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def split_by_length(lengths, overhead=TOKENS_A_PASS):

@@ -15,6 +15,7 @@ class LoadedBatch(NamedTuple):
         places (`torch.LongTensor` of shape `(M,)`): where each item's row stands in the passes' concatenated outputs.
         queries, targets (`torch.LongTensor` of shape `(B,)`), negatives (`(B, N)`): items.
         negatives_valid (`torch.BoolTensor` of shape `(B, N)`): which slots hold a negative.
+        contents (`torch.LongTensor` of shape `(M,)`): see [`PairBatch`].
         cursor (`dict`, *optional*): of the task's stream, see [`Drawn`].
     """
 
@@ -24,6 +25,7 @@ class LoadedBatch(NamedTuple):
     targets: torch.Tensor
     negatives: torch.Tensor
     negatives_valid: torch.Tensor
+    contents: torch.Tensor
     cursor: dict | None
 
 
@@ -42,9 +44,8 @@ class _PlannedBatches(Dataset):
         batch = self._collator.batch(drawn.pairs, drawn.negatives, stream.hard_negatives, drawn.store)
         groups, places = self._collator.forward_groups(batch.items, self._micro_batch_size)
         groups = [dict(group) for group in groups]
-        return LoadedBatch(
-            groups, places, batch.queries, batch.targets, batch.negatives, batch.negatives_valid, drawn.cursor
-        )
+        _, *rest = batch
+        return LoadedBatch(groups, places, *rest, drawn.cursor)
 
 
 def _as_it_is(batch):

@@ -81,7 +81,9 @@ def check_temperature(temperature):
     return float(temperature)
 
 
-def false_negatives(scores, positives, candidates, positive_rows, identical_tolerance=1e-5, margin=0.1):
+def false_negatives(
+    scores, positives, candidates, positive_rows, identical_tolerance=1e-5, margin=0.1, identical=None
+):
     """Which candidates are taken for unlabelled positives, as the authors' code does.
 
     Args:
@@ -92,6 +94,7 @@ def false_negatives(scores, positives, candidates, positive_rows, identical_tole
         identical_tolerance (`float`, *optional*): mask a candidate whose cosine with the positive is at least
             1 - tolerance; None switches the rule off.
         margin (`float`, *optional*): mask a candidate that outscores the positive by more; None switches it off.
+        identical (`torch.BoolTensor` of shape `(B, M)`, *optional*): candidates of the positive's content, masked too.
 
     Returns:
         `torch.BoolTensor` of shape `(B, M)`: True where masked, never at the positive itself.
@@ -101,6 +104,8 @@ def false_negatives(scores, positives, candidates, positive_rows, identical_tole
         mask |= positive_rows @ candidates.T >= 1 - identical_tolerance
     if margin is not None:
         mask |= scores > scores.gather(1, positives[:, None]) + margin
+    if identical is not None:
+        mask |= identical
     return mask.scatter_(1, positives[:, None], False)
 
 
@@ -138,6 +143,7 @@ def symmetric_info_nce(
     margin=0.1,
     gather=gather_with_grad,
     symmetric=True,
+    contents=None,
 ):
     """Symmetric InfoNCE over in-batch, cross-device and hard negatives (arXiv 2510.27571, eq. 1).
 
@@ -153,6 +159,9 @@ def symmetric_info_nce(
         gather (`Callable`, defaults to [`gather_with_grad`]): joins the ranks' rows; `lambda rows: rows` keeps to this
             rank's negatives.
         symmetric (`bool`, defaults to `True`): False leaves the direction y -> q out of the loss, for ablations.
+        contents (`tuple` of `torch.LongTensor`, *optional*): of queries `(B,)`, targets `(B,)` and negatives `(B, N)`
+            a number that equal contents share on all ranks. Dropout embeds one content unlike on two ranks: by these
+            numbers the rule `identical_tolerance` finds it all the same.
 
     Returns:
         [`ContrastiveOutput`]. The mean of the ranks' losses is the loss of the joined batch.
@@ -168,6 +177,9 @@ def symmetric_info_nce(
     positives = torch.arange(size, device=queries.device) + rank * size
 
     candidates, empty = all_targets, None
+    same_query, same_target = None, None
+    if contents is not None and identical_tolerance is not None:
+        same_query, same_target = (each[:, None] == gather(each) for each in contents[:2])
     if negatives is not None and negatives.shape[1]:
         if negatives_valid is None:
             negatives_valid = torch.ones(negatives.shape[:2], dtype=torch.bool, device=negatives.device)
@@ -178,13 +190,15 @@ def symmetric_info_nce(
                 ~gather(negatives_valid).flatten(),
             ]
         )
+        if same_target is not None:
+            same_target = torch.cat([same_target, contents[1][:, None] == gather(contents[2]).flatten()], dim=1)
 
     forward_scores = queries @ candidates.T
     backward_scores = targets @ all_queries.T
     with torch.no_grad():
-        rules = {"identical_tolerance": identical_tolerance, "margin": margin}
-        forward_mask = false_negatives(forward_scores, positives, candidates, targets, **rules)
-        backward_mask = false_negatives(backward_scores, positives, all_queries, queries, **rules)
+        rules = (identical_tolerance, margin)
+        forward_mask = false_negatives(forward_scores, positives, candidates, targets, *rules, same_target)
+        backward_mask = false_negatives(backward_scores, positives, all_queries, queries, *rules, same_query)
         real = torch.ones_like(forward_mask) if empty is None else (~empty).expand_as(forward_mask)
         masked = (forward_mask & real).sum() + backward_mask.sum()
         possible = real.sum() - size + backward_mask.numel() - size

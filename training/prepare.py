@@ -25,7 +25,7 @@ from training.arguments import (
     parse_arguments,
     rank_zero,
 )
-from training.checkpoint import check_settings, checkpoints, forget_run
+from training.checkpoint import check_settings, checkpoints, forget_run, lock_run
 from training.collate import PairCollator
 from training.mine import check_top_k, read_corpus
 from training.pairs import FrameStore, PairStream, available_cores, read_pairs, remove_unfinished, task_names
@@ -57,6 +57,7 @@ class Run:
         starts_from ([`ModelArguments`]), data ([`DataArguments`]), training ([`TrainingArguments`]): settings.
         settings (`dict`): all that decides the weights; a checkpoint must agree with it.
         vision_memory ([`VisionMemory`], *optional*): of the frozen vision tower.
+        lock (file, *optional*): of the main process on the run's folder, see [`lock_run`].
     """
 
     accelerator: Accelerator
@@ -72,6 +73,7 @@ class Run:
     training: TrainingArguments
     settings: dict
     vision_memory: Any = None
+    lock: Any = None
 
     @property
     def sharded(self):
@@ -102,7 +104,9 @@ def prepare(words=None):
     set_seed(training.seed)
     if accelerator.device.type == "cpu":
         fix_cpu_arithmetic(training.cpu_threads or max(1, available_cores() // accelerator.num_processes))
+    lock = None
     if accelerator.is_main_process:
+        lock = lock_run(training.run_dir)
         if training.overwrite:
             forget_run(training.run_dir)
         remove_unfinished(training.run_dir)
@@ -154,6 +158,7 @@ def prepare(words=None):
         training=training,
         settings=settings,
         vision_memory=vision_memory,
+        lock=lock,
     )
 
 

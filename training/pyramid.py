@@ -81,7 +81,7 @@ def training_step(run, encoder, task, batch):
     device, groups, places = accelerator.device, batch.groups, batch.places
     if run.sharded:
         groups, places = align_passes(groups, places, accelerator, run.processor)
-    places = places.to(device)
+    places, contents = places.to(device), batch.contents.to(device)
 
     def loss_of(rows):
         rows = rows[places]
@@ -96,6 +96,7 @@ def training_step(run, encoder, task, batch):
             margin=training.mask_margin,
             gather=gather_with_grad if training.cross_device_negatives else lambda rows: rows,
             symmetric=training.symmetric,
+            contents=tuple(contents[each] for each in (batch.queries, batch.targets, batch.negatives)),
         )
 
     if training.micro_batch_size is None:
@@ -270,7 +271,7 @@ def finish(run, outcome, state):
     draw_curriculum(outcome["history"], Path(output_dir) / "curriculum.png")
     print(f"trained {outcome['step']} steps in {outcome['seconds'] / 60:.1f} minutes: {output_dir}")
     if run.training.push_to_hub:
-        print(f"pushed to {push(output_dir, run.training.hub_model_id, run.training.run_dir)}")
+        print(f"pushed to {push(output_dir, run.training.hub_model_id)}")
 
 
 def main(words=None):

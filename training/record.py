@@ -55,17 +55,14 @@ def save_repo(model, processor, output_dir, record, state=None):
     (Path(output_dir) / "training_run.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def push(output_dir, hub_model_id, run_dir):
+def push(output_dir, hub_model_id):
     """Push the GVE repo with a card made of what lies in it, but nothing of the run; returns its address."""
     from hub_cards.render import render_model_card  # cards need packages that training does without
 
     render_model_card(output_dir, hub_model_id.rpartition("/")[0]).save(Path(output_dir) / "README.md")
     api = HfApi()
     url = api.create_repo(hub_model_id, exist_ok=True)
-    ignored, output, run = list(IGNORED), Path(output_dir).resolve(), Path(run_dir).resolve()
-    if output in run.parents:
-        ignored.append(f"{run.relative_to(output).as_posix()}/*")
-    api.upload_folder(repo_id=hub_model_id, folder_path=output_dir, ignore_patterns=ignored)
+    api.upload_folder(repo_id=hub_model_id, folder_path=output_dir, ignore_patterns=list(IGNORED))
     return url
 
 

@@ -73,6 +73,8 @@ def test_checkpoint_settings_leave_out_where_things_are_written(config):
         ("task_batch_size: 7", "task_batch_size must be a mapping"),
         ("push_to_hub: true", "push_to_hub needs hub_model_id"),
         ("output_dir: 5", "output_dir must be a text, got 5"),
+        ("output_dir: a\nrun_dir: a", "run_dir a would be pushed with output_dir"),
+        ("output_dir: a\nrun_dir: a/state", "run_dir a/state would be pushed with output_dir"),
         ("- a list", "must contain a YAML mapping"),
         ("a: [", "the config file is not YAML"),
     ],

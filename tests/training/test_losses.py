@@ -109,6 +109,23 @@ def test_candidate_identical_to_the_positive_is_masked_in_both_directions():
     assert output.masked.item() == pytest.approx(4 / 12)
 
 
+def test_equal_contents_are_masked_although_dropout_embeds_them_unlike():
+    rows = torch.eye(4, dtype=torch.float64)
+    negatives = rows[[3, 3, 3]][:, None]
+    contents = (torch.tensor([1, 2, 1]), torch.tensor([7, 8, 9]), torch.tensor([[9], [5], [6]]))
+    settings = {"temperature": 0.5, "margin": None, "contents": contents}
+    output = symmetric_info_nce(rows[:3], rows[:3], negatives, **settings)
+    # q -> y: query 2 leaves out negative 0, which has its target's content.
+    own = math.exp(2)
+    forward = [own + 5, own + 5, own + 4]
+    backward = [own + 1, own + 2, own + 1]  # queries 0 and 2 are the same
+    expected = sum(math.log(each) - 2 for each in forward + backward) / 6
+    assert output.loss.item() == pytest.approx(expected)
+    assert output.masked.item() == pytest.approx(3 / 21)
+    off = symmetric_info_nce(rows[:3], rows[:3], negatives, **settings, identical_tolerance=None)
+    assert off.masked.item() == 0
+
+
 def test_candidate_that_outscores_the_positive_is_masked_only_beyond_the_margin():
     scores = torch.tensor([[0.5, 0.59, 0.61, 0.2]])
     rows = torch.eye(4)
