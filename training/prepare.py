@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, set_seed
 from huggingface_hub import HfApi
+from transformers.integrations import unset_hf_deepspeed_config
 
 from hub_cards.publish import check_access
 from modeling_gve.vision_memory import VisionMemory
@@ -113,6 +114,8 @@ def prepare(words=None):
     accelerator.wait_for_everyone()
 
     model, processor = load_model(starts_from)
+    # Under ZeRO-3 transformers loads models in shards over all ranks: this one, but no prober, nor later LoRA's base.
+    unset_hf_deepspeed_config()
     starting_weights = weights_digest(model)
     longest = max(training.matryoshka_dims, default=0)
     if longest >= model.config.embedding_dim:

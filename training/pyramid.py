@@ -35,7 +35,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import get_scheduler
-from transformers.integrations import unset_hf_deepspeed_config
 
 from training.arguments import rank_zero
 from training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_trained_weights_only
@@ -64,8 +63,10 @@ from training.weights import export_model
 def make_optimizer(model, training):
     """AdamW that decays matrices, not norms and biases, and leaves frozen parameters out."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    # Under ZeRO-3 parameters come in shards, which have no shape of their own.
+    axes = [len(getattr(parameter, "ds_shape", parameter.shape)) for parameter in trained]
+    matrices = [parameter for parameter, number in zip(trained, axes) if number > 1]
+    vectors = [parameter for parameter, number in zip(trained, axes) if number <= 1]
     groups = [
         {"params": matrices, "weight_decay": training.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -285,8 +286,6 @@ def main(words=None):
         report_skipped(run)
     outcome = train(run)
     state = run.accelerator.get_state_dict(outcome.pop("encoder")) if run.sharded else None
-    # Under ZeRO-3 transformers loads every model in shards over all ranks: also the base that one merges into alone.
-    unset_hf_deepspeed_config()
     if run.accelerator.is_main_process:
         finish(run, outcome, state)
     run.accelerator.wait_for_everyone()

@@ -180,10 +180,20 @@ def merge_adapter(base, folder):
 
 
 def weights_digest(model):
-    """Twelve digits that tell starting weights apart, from samples of each tensor."""
-    digest = hashlib.sha256()
+    """Twelve digits that tell starting weights apart, from samples of each tensor; all ranks call this together."""
+    digest, parameters = hashlib.sha256(), dict(model.named_parameters())
     for name, tensor in sorted(model.state_dict().items()):
+        if hasattr(parameters.get(name), "ds_shape"):
+            tensor = _gathered(parameters[name])
         values = tensor.detach().flatten()
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(values[:: max(1, len(values) // 1024)].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _gathered(parameter):
+    """A whole copy of what ZeRO-3 keeps in shards."""
+    from deepspeed import zero  # where shards are, it is installed
+
+    with zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()

@@ -209,15 +209,21 @@ def run_of_two(kind, words, output_dir):
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
-def test_zero_equals_ddp(recipe, tmp_path, kind, micro_batch_size):
+def test_zero_equals_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_size):
     pytest.importorskip("deepspeed")
-    settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3"]
+    settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3", "--prober", str(whole_run)]
     if micro_batch_size is not None:
-        settings += ["--micro_batch_size", str(micro_batch_size)]
+        settings += ["--micro_batch_size", str(micro_batch_size), *mining]
     for each in ("ddp", kind):
         run_of_two(each, words_of(recipe, tmp_path / each, *settings), tmp_path / each)
     for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / kind), strict=True):
         assert (one["task"], one["loss"]) == (other["task"], pytest.approx(other["loss"], abs=1e-5))
+    records = [json.loads((tmp_path / each / "training_run.json").read_text()) for each in ("ddp", kind)]
+    assert records[0]["settings"]["starting_weights"] == records[1]["settings"]["starting_weights"]
+    assert records[0]["curriculum"] == records[1]["curriculum"]
+    progress = [(tmp_path / each / "run/checkpoint-00000004/progress.json").read_text() for each in ("ddp", kind)]
+    mined = [json.loads(each)["mined"] for each in progress]
+    assert mined[0] == mined[1] and bool(mined[0]) == (micro_batch_size is not None)
     ddp, zero = (load_file(tmp_path / each / "model.safetensors") for each in ("ddp", kind))
     for name, tensor in ddp.items():
         torch.testing.assert_close(zero[name], tensor, atol=1e-5, rtol=0, msg=name)
