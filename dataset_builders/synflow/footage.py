@@ -94,7 +94,9 @@ def _look(container, limits):
             raise FootageError("video_too_long", f"more than {limits.max_seconds:g} s")
         if not times or last - times[-1] >= 0.999 / SAMPLE_FPS:
             times.append(last)
-            thumbnails.append(frame.reformat(THUMBNAIL, THUMBNAIL, "rgb24", interpolation="AREA").to_ndarray())
+            # One thread: to start one a core, PyAV's default, takes 60 times as long as the conversion.
+            small = frame.reformat(THUMBNAIL, THUMBNAIL, "rgb24", interpolation="AREA", threads=1)
+            thumbnails.append(small.to_ndarray())
     if not count:
         raise FootageError("video_unreadable", "it has no frames")
     if stream.frames and count < 0.9 * stream.frames:
@@ -190,7 +192,7 @@ def read_frames(data, times):
             previous = frame
         for index in waiting:
             found[index] = previous
-    return [found[index].to_ndarray(format="rgb24") for index in range(len(times))]
+    return [found[index].to_ndarray(format="rgb24", threads=1) for index in range(len(times))]
 
 
 def cut_clip(data, start, end):
@@ -215,7 +217,7 @@ def cut_clip(data, start, end):
                 if moment < start - 1e-6:
                     continue
                 begin = frame.pts if begin is None else begin
-                frame = frame.reformat(output.width, output.height, "yuv420p")
+                frame = frame.reformat(output.width, output.height, "yuv420p", threads=1)
                 frame.pts -= begin
                 frame.pict_type = 0
                 container.mux(output.encode(frame))

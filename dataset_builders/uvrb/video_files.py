@@ -158,7 +158,7 @@ def _decode(path, stamps, num_frames, found):
         found.problems.append(f"{len(wanted) - len(kept)} of its {len(wanted)} uniform frames are missing")
     else:
         found.pictures = [kept[stamp] for stamp in wanted]
-        found.frames = np.stack([picture.to_ndarray(format="rgb24") for picture in found.pictures])
+        found.frames = np.stack([picture.to_ndarray(format="rgb24", threads=1) for picture in found.pictures])
         found.times = np.array([float(stamp * time_base) for stamp in wanted])
 
 
@@ -214,7 +214,7 @@ def _encode_again(path, found):
                 encoder = _h264(target, *size, REPAIR_QUALITY, intra=False)
             time = frame.time if frame.time is not None else float((last + 1) / CLOCK + 1 / rate)
             stamp = max(round(time * CLOCK), last + 1)
-            picture = frame.reformat(*size, "yuv420p")
+            picture = frame.reformat(*size, "yuv420p", threads=1)
             picture.pts, picture.time_base, last = stamp, Fraction(1, CLOCK), stamp
             target.mux(encoder.encode(picture))
         if encoder is None:
