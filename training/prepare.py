@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,12 @@ def start_accelerator(training):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": training.max_grad_norm}
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # else a run fails at its end
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":
+        # By accelerate's policy the clock of videos, embeddings and sums of gradients would be rounded to bfloat16.
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None, reduce_dtype=torch.float32
+        )
     return accelerator
 
 

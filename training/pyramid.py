@@ -27,12 +27,13 @@ import math
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 from transformers import get_scheduler
 
@@ -118,10 +119,14 @@ def training_step(run, encoder, task, batch):
 
 @contextmanager
 def _no_sync(run, encoder):
-    """Backward passes inside leave their gradients on this rank; DeepSpeed takes no step after them."""
+    """Backward passes inside leave their gradients on this rank; DeepSpeed takes no step after them.
+
+    FSDP joins them all the same: it would keep the whole model's gradients on every rank.
+    """
+    joins = run.accelerator.distributed_type == DistributedType.FSDP
     run.accelerator.gradient_state._set_sync_gradients(False)
     try:
-        with run.accelerator.no_sync(encoder):
+        with nullcontext() if joins else run.accelerator.no_sync(encoder):
             yield
     finally:
         run.accelerator.gradient_state._set_sync_gradients(True)

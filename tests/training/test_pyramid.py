@@ -192,14 +192,16 @@ KINDS = {
         "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
         "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
     },
+    "fsdp2": {},
 }
 
 
-def run_of_two(kind, words, output_dir):
-    """A run of two CPU ranks under DDP or DeepSpeed; what it printed."""
+def run_of_two(kind, words, output_dir, precision="no"):
+    """A run of two CPU ranks under DDP, FSDP2 or DeepSpeed; what it printed."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
-    launch += ["--rdzv_backend", "c10d", *SCRIPT[1:]]
-    env = environment(**KINDS[kind])
+    launch += ["--rdzv_backend", "c10d"]
+    launch += [str(Path(__file__).with_name("fsdp2_on_cpus.py"))] if kind == "fsdp2" else SCRIPT[1:]
+    env = environment(ACCELERATE_MIXED_PRECISION=precision, **KINDS[kind])
     done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert json.loads((output_dir / "training_run.json").read_text())["settings"]["world_size"] == 2
@@ -208,9 +210,10 @@ def run_of_two(kind, words, output_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-@pytest.mark.parametrize("kind", ["zero2", "zero3"])
-def test_zero_equals_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_size):
-    pytest.importorskip("deepspeed")
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp2"])
+def test_shards_equal_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_size):
+    if kind != "fsdp2":
+        pytest.importorskip("deepspeed")
     settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3", "--prober", str(whole_run)]
     if micro_batch_size is not None:
         settings += ["--micro_batch_size", str(micro_batch_size), *mining]
@@ -224,9 +227,21 @@ def test_zero_equals_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_
     progress = [(tmp_path / each / "run/checkpoint-00000004/progress.json").read_text() for each in ("ddp", kind)]
     mined = [json.loads(each)["mined"] for each in progress]
     assert mined[0] == mined[1] and bool(mined[0]) == (micro_batch_size is not None)
-    ddp, zero = (load_file(tmp_path / each / "model.safetensors") for each in ("ddp", kind))
+    ddp, shards = (load_file(tmp_path / each / "model.safetensors") for each in ("ddp", kind))
     for name, tensor in ddp.items():
-        torch.testing.assert_close(zero[name], tensor, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(shards[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_fsdp2_in_bfloat16_equals_ddp(recipe, mining, tmp_path):
+    """The clock of videos, embeddings and sums of gradients are not rounded; negatives are mined by the embeddings."""
+    settings = ["--batch_size", "2", "--epochs", "1", "--method", "lora", "--lora_rank", "2", "--lora_dropout", "0"]
+    settings += ["--dtype", "bfloat16", "--schedule", "uniform", "--micro_batch_size", "2", *mining]
+    for kind in ("ddp", "fsdp2"):
+        run_of_two(kind, words_of(recipe, tmp_path / kind, *settings), tmp_path / kind, "bf16")
+    for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / "fsdp2"), strict=True):
+        for name in ("loss", "grad_norm", "gap"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), (one["step"], name)
 
 
 @pytest.mark.slow
