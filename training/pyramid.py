@@ -77,6 +77,19 @@ def make_optimizer(model, training):
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
 
 
+def fill_state(optimizer):
+    """AdamW's state before the first step, which it makes at a parameter's first gradient otherwise.
+
+    FSDP2 loads no checkpoint without the state of some, say of the vision tower before its first picture.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = {"step": torch.zeros((), device=parameter.device)}
+            optimizer.state[parameter] = state | {
+                name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")
+            }
+
+
 def training_step(run, encoder, task, batch):
     """Loss of a loaded batch of a task, backpropagated; returns what is logged."""
     accelerator, training = run.accelerator, run.training
@@ -155,6 +168,8 @@ def train(run):
     )
     encoder, optimizer = accelerator.prepare(Encoder(run.model), optimizer)
     accelerator.register_for_checkpointing(scheduler)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        fill_state(optimizer)
     if not run.sharded:
         save_trained_weights_only(accelerator)
 

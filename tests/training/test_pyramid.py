@@ -245,6 +245,23 @@ def test_fsdp2_in_bfloat16_equals_ddp(recipe, mining, tmp_path):
 
 
 @pytest.mark.slow
+def test_fsdp2_resumes_before_the_first_picture(recipe, tmp_path):
+    """Its vision tower has no optimizer state of its own yet; the trained repo is in the precision of its start."""
+    settings = ["--batch_size", "2", "--epochs", "1", "--save_total_limit", "9", "--dtype", "bfloat16"]
+    settings += ["--tasks", "t2t", "--task_hard_negatives", "t2t=0", "--freeze_vision", "false"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_of_two("fsdp2", words_of(recipe, whole, *settings), whole, "bf16")
+    checkpoint = Path("run/checkpoint-00000002")
+    (resumed / "run").mkdir(parents=True)
+    (whole / checkpoint).rename(resumed / checkpoint)
+    assert "resuming from" in run_of_two("fsdp2", words_of(recipe, resumed, *settings), resumed, "bf16")
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert expected.keys() == found.keys()
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert all(expected[name].equal(found[name]) for name in expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
 def test_zero_resumes_from_what_learns(recipe, base_model, tmp_path, kind, method):
