@@ -207,7 +207,7 @@ def start_accelerator(training):
     """The ranks and trackers.
 
     Raises:
-        ValueError: a tracker is not installed.
+        ValueError: a tracker is not installed, or layers would be renamed.
     """
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     missing = [name for name in training.report_to if name not in available]
@@ -230,12 +230,15 @@ def start_accelerator(training):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": training.max_grad_norm}
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # else a run fails at its end
-    if accelerator.distributed_type == DistributedType.FSDP and accelerator.mixed_precision != "no":
-        # By accelerate's policy the clock of videos, embeddings and sums of gradients would be rounded to bfloat16.
+    if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
-        plugin.mixed_precision_policy = replace(
-            plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None, reduce_dtype=torch.float32
-        )
+        if plugin.activation_checkpointing:  # it renames layers: an adapter would be saved without weights
+            raise ValueError("fsdp_activation_checkpointing is not for this: set gradient_checkpointing of the recipe")
+        if accelerator.mixed_precision != "no":
+            # Its policy would round the clock of videos, embeddings and sums of gradients to bfloat16.
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None, reduce_dtype=torch.float32
+            )
     return accelerator
 
 

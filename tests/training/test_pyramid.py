@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from accelerate import InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, STEPS, environment, launcher, steps_of, words_of
 
@@ -375,6 +376,15 @@ def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
         main(words_of(recipe, tmp_path, "--report_to", "trackio"))
     message = "report_to names trackio, which is not installed: pip install trackio"
     assert message in capsys.readouterr().err
+
+
+def test_fsdp_must_not_rename_layers(monkeypatch, tmp_path):
+    """Its own activation checkpointing does, and a LoRA run ended with an empty adapter and untrained weights."""
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(activation_checkpointing=True))
+    fsdp = SimpleNamespace(distributed_type=DistributedType.FSDP, state=state)
+    monkeypatch.setattr("training.prepare.Accelerator", lambda **_: fsdp)
+    with pytest.raises(ValueError, match="fsdp_activation_checkpointing is not for this: set gradient_checkpointing"):
+        start_accelerator(SimpleNamespace(report_to=[], run_dir=tmp_path))
 
 
 @pytest.mark.parametrize(("deepspeed", "backend"), [("false", None), ("true", "gloo")])
