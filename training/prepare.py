@@ -102,6 +102,8 @@ def prepare(words=None):
     if training.push_to_hub and rank_zero():
         check_access(HfApi(), training.hub_model_id.rpartition("/")[0])
     accelerator = start_accelerator(training)
+    if starts_from.quantization is not None and in_shards(accelerator):
+        raise ValueError("quantization needs whole weights on every GPU: use DDP or ZeRO-2, not FSDP or ZeRO-3")
     set_seed(training.seed)
     if accelerator.device.type == "cpu":
         fix_cpu_arithmetic(training.cpu_threads or max(1, available_cores() // accelerator.num_processes))
@@ -240,6 +242,14 @@ def start_accelerator(training):
                 plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None, reduce_dtype=torch.float32
             )
     return accelerator
+
+
+def in_shards(accelerator):
+    """Whether ranks hold parts of the weights, and not of gradients or optimizer states only."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return accelerator.distributed_type == DistributedType.FSDP or (
+        deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
+    )
 
 
 def steps_of_a_pass(streams, world_size, upsampling=None):

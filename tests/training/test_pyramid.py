@@ -387,6 +387,18 @@ def test_fsdp_must_not_rename_layers(monkeypatch, tmp_path):
         start_accelerator(SimpleNamespace(report_to=[], run_dir=tmp_path))
 
 
+@pytest.mark.parametrize(("kind", "stage"), [(DistributedType.FSDP, None), (DistributedType.DEEPSPEED, 3)])
+def test_a_packed_base_is_not_for_shards(recipe, tmp_path, monkeypatch, capsys, kind, stage):
+    """bitsandbytes' weights lost their scales when they were cut, or were cut before they were packed."""
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    accelerator = SimpleNamespace(distributed_type=kind, state=state)
+    monkeypatch.setattr("training.prepare.start_accelerator", lambda training: accelerator)
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, "--method", "lora", "--quantization", "4bit"))
+    message = "pyramid.py: quantization needs whole weights on every GPU: use DDP or ZeRO-2, not FSDP or ZeRO-3\n"
+    assert capsys.readouterr().err == message
+
+
 @pytest.mark.parametrize(("deepspeed", "backend"), [("false", None), ("true", "gloo")])
 def test_ranks_wait_for_the_one_that_decodes(monkeypatch, tmp_path, deepspeed, backend):
     monkeypatch.setattr("training.prepare.Accelerator", lambda **made: SimpleNamespace(distributed_type=None, **made))
