@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,8 @@ def prepare(words=None):
     if training.push_to_hub and rank_zero():
         check_access(HfApi(), training.hub_model_id.rpartition("/")[0])
     accelerator = start_accelerator(training)
+    if starts_from.quantization is not None and in_shards(accelerator):
+        raise ValueError("quantization needs whole weights on every GPU: use DDP or ZeRO-2, not FSDP or ZeRO-3")
     set_seed(training.seed)
     if accelerator.device.type == "cpu":
         fix_cpu_arithmetic(training.cpu_threads or max(1, available_cores() // accelerator.num_processes))
@@ -207,7 +209,7 @@ def start_accelerator(training):
     """The ranks and trackers.
 
     Raises:
-        ValueError: a tracker is not installed.
+        ValueError: a tracker is not installed, FSDP is not version 2, or it would rename layers.
     """
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     missing = [name for name in training.report_to if name not in available]
@@ -230,7 +232,26 @@ def start_accelerator(training):
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": training.max_grad_norm}
         config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True  # else a run fails at its end
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError(f"fsdp_version must be 2, as in accelerate/fsdp2.yaml, got {plugin.fsdp_version}")
+        if plugin.activation_checkpointing:  # it renames layers: an adapter would be saved without weights
+            raise ValueError("fsdp_activation_checkpointing is not for this: set gradient_checkpointing of the recipe")
+        if accelerator.mixed_precision != "no":
+            # Its policy would round the clock of videos, embeddings and sums of gradients to bfloat16.
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, cast_forward_inputs=False, output_dtype=None, reduce_dtype=torch.float32
+            )
     return accelerator
+
+
+def in_shards(accelerator):
+    """Whether ranks hold parts of the weights, and not of gradients or optimizer states only."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return accelerator.distributed_type == DistributedType.FSDP or (
+        deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
+    )
 
 
 def steps_of_a_pass(streams, world_size, upsampling=None):

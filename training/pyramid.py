@@ -27,12 +27,13 @@ import math
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 from transformers import get_scheduler
 
@@ -74,6 +75,19 @@ def make_optimizer(model, training):
     # LoRA has matrices only, and DeepSpeed takes no empty group
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+
+
+def fill_state(optimizer):
+    """AdamW's state before the first step, which it makes at a parameter's first gradient otherwise.
+
+    FSDP2 loads no checkpoint without the state of some, say of the vision tower before its first picture.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = {"step": torch.zeros((), device=parameter.device)}
+            optimizer.state[parameter] = state | {
+                name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")
+            }
 
 
 def training_step(run, encoder, task, batch):
@@ -118,10 +132,14 @@ def training_step(run, encoder, task, batch):
 
 @contextmanager
 def _no_sync(run, encoder):
-    """Backward passes inside leave their gradients on this rank; DeepSpeed takes no step after them."""
+    """Backward passes inside leave their gradients on this rank; DeepSpeed takes no step after them.
+
+    FSDP joins them all the same: it would keep the whole model's gradients on every rank.
+    """
+    joins = run.accelerator.distributed_type == DistributedType.FSDP
     run.accelerator.gradient_state._set_sync_gradients(False)
     try:
-        with run.accelerator.no_sync(encoder):
+        with nullcontext() if joins else run.accelerator.no_sync(encoder):
             yield
     finally:
         run.accelerator.gradient_state._set_sync_gradients(True)
@@ -150,6 +168,8 @@ def train(run):
     )
     encoder, optimizer = accelerator.prepare(Encoder(run.model), optimizer)
     accelerator.register_for_checkpointing(scheduler)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        fill_state(optimizer)
     if not run.sharded:
         save_trained_weights_only(accelerator)
 

@@ -167,6 +167,9 @@ def export_model(model, arguments, output_dir, state=None, repo=None):
     folder = Path(output_dir) / ADAPTER
     if not isinstance(model, PeftModel):
         shutil.rmtree(folder, ignore_errors=True)  # of an earlier run: it is not part of this model
+        if state is not None:  # FSDP2 and DeepSpeed train in precisions of their own
+            dtype = getattr(torch, arguments.dtype)
+            model, state = model.to(dtype), {name: tensor.to(dtype) for name, tensor in state.items()}
         return model, state
     model.save_pretrained(folder, state_dict=trained_state(model, state))
     card = _ADAPTER_CARD.format(base=arguments.model, repo=repo or output_dir, folder=ADAPTER)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from accelerate import InitProcessGroupKwargs
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, STEPS, environment, launcher, steps_of, words_of
 
@@ -199,14 +200,16 @@ KINDS = {
         "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
         "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
     },
+    "fsdp2": {},
 }
 
 
-def run_of_two(kind, words, output_dir):
-    """A run of two CPU ranks under DDP or DeepSpeed; what it printed."""
+def run_of_two(kind, words, output_dir, precision="no"):
+    """A run of two CPU ranks under DDP, FSDP2 or DeepSpeed; what it printed."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_endpoint", "127.0.0.1:0"]
-    launch += ["--rdzv_backend", "c10d", *SCRIPT[1:]]
-    env = environment(**KINDS[kind])
+    launch += ["--rdzv_backend", "c10d"]
+    launch += [str(Path(__file__).with_name("fsdp2_on_cpus.py"))] if kind == "fsdp2" else SCRIPT[1:]
+    env = environment(ACCELERATE_MIXED_PRECISION=precision, **KINDS[kind])
     done = subprocess.run([*launch, *words], env=env, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert json.loads((output_dir / "training_run.json").read_text())["settings"]["world_size"] == 2
@@ -215,20 +218,12 @@ def run_of_two(kind, words, output_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
-@pytest.mark.parametrize("kind", ["zero2", "zero3"])
-def test_zero_equals_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_size):
-    pytest.importorskip("deepspeed")
-    settings = [
-        "--batch_size",
-        "2",
-        "--epochs",
-        "1",
-        "--learning_rate",
-        "1e-3",
-        "--prober",
-        str(whole_run),
-        *EVERY_TASK,
-    ]
+@pytest.mark.parametrize("kind", ["zero2", "zero3", "fsdp2"])
+def test_shards_equal_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_size):
+    if kind != "fsdp2":
+        pytest.importorskip("deepspeed")
+    settings = ["--batch_size", "2", "--epochs", "1", "--learning_rate", "1e-3", "--prober", str(whole_run)]
+    settings += EVERY_TASK
     if micro_batch_size is not None:
         settings += ["--micro_batch_size", str(micro_batch_size), *mining]
     for each in ("ddp", kind):
@@ -242,9 +237,39 @@ def test_zero_equals_ddp(recipe, whole_run, mining, tmp_path, kind, micro_batch_
     progress = [(tmp_path / each / "run/checkpoint-00000004/progress.json").read_text() for each in ("ddp", kind)]
     mined = [json.loads(each)["mined"] for each in progress]
     assert mined[0] == mined[1] and bool(mined[0]) == (micro_batch_size is not None)
-    ddp, zero = (load_file(tmp_path / each / "model.safetensors") for each in ("ddp", kind))
+    ddp, shards = (load_file(tmp_path / each / "model.safetensors") for each in ("ddp", kind))
     for name, tensor in ddp.items():
-        torch.testing.assert_close(zero[name], tensor, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(shards[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_fsdp2_in_bfloat16_equals_ddp(recipe, mining, tmp_path):
+    """The clock of videos, embeddings and sums of gradients are not rounded; negatives are mined by the embeddings."""
+    settings = ["--batch_size", "2", "--epochs", "1", "--method", "lora", "--lora_rank", "2", "--lora_dropout", "0"]
+    settings += ["--dtype", "bfloat16", "--schedule", "uniform", "--micro_batch_size", "2", *mining]
+    for kind in ("ddp", "fsdp2"):
+        run_of_two(kind, words_of(recipe, tmp_path / kind, *settings), tmp_path / kind, "bf16")
+    for one, other in zip(steps_of(tmp_path / "ddp"), steps_of(tmp_path / "fsdp2"), strict=True):
+        for name in ("loss", "grad_norm", "gap"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), (one["step"], name)
+
+
+@pytest.mark.slow
+def test_fsdp2_resumes_before_the_first_picture(recipe, tmp_path):
+    """Its vision tower has no optimizer state of its own yet; the trained repo is in the precision of its start."""
+    settings = ["--batch_size", "2", "--epochs", "1", "--save_total_limit", "9", "--dtype", "bfloat16"]
+    settings += ["--tasks", "t2t", "--task_hard_negatives", "t2t=0", "--freeze_vision", "false"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_of_two("fsdp2", words_of(recipe, whole, *settings), whole, "bf16")
+    checkpoint = Path("run/checkpoint-00000002")
+    (resumed / "run").mkdir(parents=True)
+    (whole / checkpoint).rename(resumed / checkpoint)
+    assert "resuming from" in run_of_two("fsdp2", words_of(recipe, resumed, *settings), resumed, "bf16")
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert expected.keys() == found.keys()
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert json.loads((resumed / "config.json").read_text())["dtype"] == "bfloat16"
+    assert all(expected[name].equal(found[name]) for name in expected)
 
 
 @pytest.mark.slow
@@ -361,6 +386,34 @@ def test_a_tracker_that_is_not_installed(recipe, tmp_path, monkeypatch, capsys):
         main(words_of(recipe, tmp_path, "--report_to", "trackio"))
     message = "report_to names trackio, which is not installed: pip install trackio"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("version", "renames", "message"),
+    [
+        (2, True, "fsdp_activation_checkpointing is not for this: set gradient_checkpointing"),
+        (1, False, "fsdp_version must be 2, as in accelerate/fsdp2.yaml, got 1"),
+    ],
+)
+def test_fsdp_that_cannot_train_gve(monkeypatch, tmp_path, version, renames, message):
+    """Its own activation checkpointing renames layers: a LoRA run ended with an empty adapter."""
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version, activation_checkpointing=renames))
+    fsdp = SimpleNamespace(distributed_type=DistributedType.FSDP, state=state)
+    monkeypatch.setattr("training.prepare.Accelerator", lambda **_: fsdp)
+    with pytest.raises(ValueError, match=message):
+        start_accelerator(SimpleNamespace(report_to=[], run_dir=tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(DistributedType.FSDP, None), (DistributedType.DEEPSPEED, 3)])
+def test_a_packed_base_is_not_for_shards(recipe, tmp_path, monkeypatch, capsys, kind, stage):
+    """bitsandbytes' weights lost their scales when they were cut, or were cut before they were packed."""
+    state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    accelerator = SimpleNamespace(distributed_type=kind, state=state)
+    monkeypatch.setattr("training.prepare.start_accelerator", lambda training: accelerator)
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, "--method", "lora", "--quantization", "4bit"))
+    message = "pyramid.py: quantization needs whole weights on every GPU: use DDP or ZeRO-2, not FSDP or ZeRO-3\n"
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(("deepspeed", "backend"), [("false", None), ("true", "gloo")])
