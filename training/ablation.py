@@ -275,7 +275,7 @@ def _summary(sweep, summaries):
             name = f"{arm} (reference)" if is_reference else arm
             mean = f"{found['mean']:.3f}" + (f" ± {found['deviation']:.3f}" if found["deviation"] is not None else "")
             difference = "" if is_reference or found["difference"] is None else f"{found['difference']:+.3f}"
-            p = "" if found["p"] is None else f"{found['p']:.2f}"
+            p = "" if found["p"] is None else format_p(found["p"])
             yield f"| {study.replace('_', ' ')} | {name} | {found['seeds']} | {mean} | {difference} | {p} |"
 
 
@@ -292,6 +292,11 @@ def _table(summary, reference):
     return lines
 
 
+def format_p(p):
+    """Two decimals, or the first digit that is not 0."""
+    return f"{p:.2f}" if p >= 0.005 else f"{p:.1g}"
+
+
 def _cell(entry, is_reference):
     if entry["mean"] is None:
         return "–"
@@ -300,7 +305,7 @@ def _cell(entry, is_reference):
         text += f" ± {entry['deviation']:.3f}"
     if is_reference or entry["difference"] is None:
         return text
-    p = "" if entry["p"] is None else f", p {entry['p']:.2f}"
+    p = "" if entry["p"] is None else f", p {format_p(entry['p'])}"
     return f"{text} ({entry['difference']:+.3f}{p})"
 
 

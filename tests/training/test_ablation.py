@@ -133,3 +133,7 @@ def test_mistakes_in_a_sweep(sweep, tmp_path):
     sweep.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match="reference 'missing' of study two is none of its arms"):
         ablation.read_sweep(sweep)
+
+
+def test_small_p_are_not_zero():
+    assert [ablation.format_p(p) for p in (0.5, 0.0051, 0.0013)] == ["0.50", "0.01", "0.001"]
