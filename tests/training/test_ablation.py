@@ -66,8 +66,9 @@ def test_a_sweep_goes_on_where_it_stopped(sweep, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         trained.append(settings)
         (output / "runs").mkdir(parents=True, exist_ok=True)
-        score = settings["seed"] / 10 + settings.get("probe_pairs", 0)
-        (output / "runs" / f"{name}.json").write_text(json.dumps(record(score)))
+        text = json.dumps(record(settings["seed"] / 10 + settings.get("probe_pairs", 0))).encode()
+        # the report on the run before may be reading at this moment
+        ablation.write_atomically(output / "runs" / f"{name}.json", lambda file: file.write(text))
 
     monkeypatch.setattr(ablation, "run", run)
     words = ["--sweep", str(sweep), "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
