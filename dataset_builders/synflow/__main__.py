@@ -36,7 +36,11 @@ from dataset_builders.synflow.sources import read_index
 def report(recipe, work):
     """What was dropped, took time and was paid, a line each."""
     lines = [f"dropped {number:>8,}  {stage}: {reason}" for (stage, reason), number in count_dropped(work).items()]
-    lines += [f"seconds {seconds:>8.1f}  {stage}: {step}" for (stage, step), seconds in step_seconds(work).items()]
+    lines += [
+        f"seconds {seconds:>8.1f}  {stage}: {step}"
+        for (stage, step), seconds in step_seconds(work).items()
+        if seconds >= 0.1
+    ]
     cost = spent(work)
     if cost["requests"]:
         lines.append(f"paid    {paid_line(recipe.captioner, cost)}")

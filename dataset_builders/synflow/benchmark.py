@@ -93,7 +93,8 @@ def main(words=None):
             return 1
     print(f"{rate:.1f} videos a second without captioner, {arguments.tasks} tasks")
     for step, share in sorted(shares.items(), key=lambda item: -item[1]):
-        print(f"{share:6.1%}  {step}")
+        if share >= 0.001:
+            print(f"{share:6.1%}  {step}")
     return 0
 
 

@@ -340,13 +340,13 @@ def parts_done(work):
 
 
 def step_seconds(work):
-    """Seconds that each step took in this run, over all tasks: `{(stage, step): seconds}`, 0.1 s and more."""
+    """Seconds that each step took in this run, over all tasks: `{(stage, step): seconds}`."""
     total = {}
     for path in sorted(Path(work).glob("logs/*/stats/*.json")):
         for step in json.loads(path.read_text()):
             key = path.parts[-3], step["name"].rpartition(": ")[2]
             total[key] = total.get(key, 0.0) + _total(step["time_stats"])
-    return {key: seconds for key, seconds in total.items() if seconds >= 0.1}
+    return total
 
 
 def _check_output(work, output):
