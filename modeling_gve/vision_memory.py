@@ -18,12 +18,15 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 # Not in the paper: features kept in RAM; 60,000 videos of gve-mini. What comes later is computed each time.
 LIMIT_BYTES = 2**31
+# Not in the paper: media of one shape that are computed at once, in half the time of one by one.
+TOGETHER = 8
 
 
 class VisionMemory:
     """Stands in for the `forward` of a frozen tower on a CPU; its parameters and state dict stay as they are.
 
-    Media are computed one at a time, so that features depend on nothing but the medium.
+    Features depend on nothing but the medium: media of one shape are computed [`TOGETHER`] at a time only where the
+    first such group has the same bits as its members alone; all others one at a time.
 
     Args:
         visual (`nn.Module`): transformers' vision tower of Qwen2.5-VL or Qwen3-VL, changed in place.
@@ -48,6 +51,7 @@ class VisionMemory:
         )
         self.folder = Path(folder) / f"vision-{_digest(visual)}"
         self._features, self._new, self._bytes = {}, {}, 0
+        self._same_together = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             for key, layers in load_file(path).items():
                 self._remember(key, layers)
@@ -60,8 +64,19 @@ class VisionMemory:
     def forward(self, pixels, grid_thw, **kwargs):
         """As the tower's own, without `last_hidden_state`; see there."""
         parts = pixels.split(grid_thw.prod(1).tolist())
-        found = [self._layers(part, grid[None], kwargs) for part, grid in zip(parts, grid_thw)]
-        pooled, *deep = torch.cat(found, dim=1)
+        keys = [_key(part, grid) for part, grid in zip(parts, grid_thw)]
+        found = {key: self._features[key] for key in keys if key in self._features}
+        unseen = {}
+        for key, part, grid in zip(keys, parts, grid_thw):
+            if key not in found:
+                unseen.setdefault(tuple(grid.tolist()), {})[key] = part
+        for shape, media in unseen.items():
+            computed = self._compute_media(list(media.values()), torch.tensor([shape]), kwargs)
+            for key, layers in zip(media, computed):
+                found[key] = layers
+                if self._remember(key, layers):
+                    self._new[key] = layers
+        pooled, *deep = torch.cat([found[key] for key in keys], dim=1)
         output = self._output(pooler_output=pooled)
         if deep:
             output.deepstack_features = deep
@@ -78,19 +93,24 @@ class VisionMemory:
         os.replace(temporary, self.folder / f"{name}.safetensors")
         self._new = {}
 
-    def _layers(self, pixels, grid, kwargs):
-        """Merged features and, below them, those of the deepstack layers: `(1 + layers, tokens, D)`."""
-        key = hashlib.sha256(pixels.contiguous().numpy())
-        key.update(repr(grid.tolist()).encode())
-        key = key.hexdigest()[:32]
-        layers = self._features.get(key)
-        if layers is None:
-            output = self._compute(pixels, grid_thw=grid, **kwargs)
+    def _compute_media(self, media, grid, kwargs):
+        """Each one's merged features and, below them, those of the deepstack layers: `(1 + layers, tokens, D)`."""
+
+        def compute(group):
+            output = self._compute(torch.cat(group), grid_thw=grid.repeat(len(group), 1), **kwargs)
             deep = output.deepstack_features if "deepstack_features" in output else None
             layers = torch.stack([output.pooler_output, *(deep or ())])
-            if self._remember(key, layers):
-                self._new[key] = layers
-        return layers
+            return [each.clone() for each in layers.chunk(len(group), dim=1)]  # clones: a file takes no views
+
+        case = *grid[0].tolist(), torch.get_num_threads()
+        if len(media) >= TOGETHER and case not in self._same_together:
+            group = media[:TOGETHER]
+            alone = [layers for each in group for layers in compute([each])]
+            self._same_together[case] = all(map(torch.equal, compute(group), alone))
+        size = TOGETHER if self._same_together.get(case) else 1
+        whole = len(media) - len(media) % size
+        groups = [media[k : k + size] for k in range(0, whole, size)] + [[each] for each in media[whole:]]
+        return [layers for group in groups for layers in compute(group)]
 
     def _remember(self, key, layers):
         if key in self._features or self._bytes + layers.nbytes > self._limit:
@@ -98,6 +118,13 @@ class VisionMemory:
         self._features[key] = layers
         self._bytes += layers.nbytes
         return True
+
+
+def _key(pixels, grid):
+    """What tells a medium from all others."""
+    key = hashlib.sha256(pixels.contiguous().numpy())
+    key.update(repr(grid.tolist()).encode())
+    return key.hexdigest()[:32]
 
 
 def _digest(visual):

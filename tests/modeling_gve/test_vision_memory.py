@@ -44,6 +44,35 @@ def test_embeddings_are_the_towers_and_each_medium_is_seen_once(model_and_proces
     assert len(calls) == len(memory) == 4
 
 
+@pytest.mark.parametrize("differ", [False, True])
+def test_features_do_not_depend_on_what_is_computed_beside(model_and_processor, differ, tmp_path):
+    """Groups of one shape where these have the bits of their members alone, and none where they have not."""
+    model, processor = model_and_processor
+    generator = np.random.default_rng(1)
+    videos = [{"video": generator.integers(0, 256, (8, 28, 28, 3), dtype=np.uint8), "fps": 2.0} for _ in range(19)]
+    inputs = processor(videos)
+    visual, sizes = model.backbone.visual, []
+    compute = visual.forward
+
+    def forward(pixels, grid_thw, **kwargs):
+        sizes.append(len(grid_thw))
+        output = compute(pixels, grid_thw=grid_thw, **kwargs)
+        if differ and len(grid_thw) > 1:
+            output.pooler_output = output.pooler_output.nextafter(torch.tensor(torch.inf))
+        return output
+
+    visual.forward = forward
+    VisionMemory(visual, tmp_path)
+    pixels, grids = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+    found = visual.forward(pixels, grids).pooler_output
+    alone = [compute(part, grid_thw=grid[None]) for part, grid in zip(pixels.split(grids.prod(1).tolist()), grids)]
+    alone = torch.cat([each.pooler_output for each in alone])
+    assert torch.equal(found, alone)
+    group = compute(pixels[: grids[:8].prod(1).sum()], grid_thw=grids[:8]).pooler_output
+    same = not differ and torch.equal(group, alone[: len(group)])  # on every machine seen so far
+    assert sizes == [1] * 8 + [8] + ([8, 8, 1, 1, 1] if same else [1] * 19)
+
+
 def test_gradients_are_the_towers(model_and_processor, tmp_path):
     model, processor = model_and_processor
     inputs = processor(items())
