@@ -13,7 +13,7 @@ import torch
 
 # On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them
 # before every fourth pass costs a fourteenth of a step, before every sixteenth next to nothing.
-PASSES_A_TRIM = 16
+PASSES_A_TRIM = 8
 
 
 class RandomState:
@@ -61,6 +61,8 @@ def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nul
         for group in others:
             states.append(RandomState(device))
             rows.append(embed(group))
+    if device.type == "cpu":
+        return_freed_memory()  # what passes without a graph left, before the largest with one
     with no_sync() if others else contextlib.nullcontext():
         kept = embed(largest)
         after = RandomState(device)

@@ -129,7 +129,7 @@ def info_nce(scores, positives, temperature, mask=None):
         raise ValueError(f"positives must be columns from 0 to {scores.shape[1] - 1}, got {positives.tolist()}")
     logits = scores / temperature
     if mask is not None:
-        logits = logits.masked_fill(mask, float("-inf"))
+        logits.masked_fill_(mask, float("-inf"))
     return F.cross_entropy(logits, positives)
 
 
@@ -205,6 +205,9 @@ def symmetric_info_nce(
         forward_mask |= ~real
         positive_scores = forward_scores.gather(1, positives[:, None])
         rivals = forward_scores.masked_fill(forward_mask.scatter(1, positives[:, None], True), float("-inf"))
+        relevance = (forward_scores * real).sum() / real.sum()
+        negative_gap = (rivals - positive_scores).max()
+        del rivals, real  # as large as the scores, of which a large batch has enough
 
     loss = info_nce(forward_scores, positives, temperature, forward_mask)
     if symmetric:
@@ -212,8 +215,8 @@ def symmetric_info_nce(
     return ContrastiveOutput(
         loss=loss,
         positive_score=positive_scores.mean(),
-        relevance=forward_scores.detach()[real].mean(),
-        negative_gap=(rivals - positive_scores).max(),
+        relevance=relevance,
+        negative_gap=negative_gap,
         masked=masked / possible.clamp(min=1),
     )
 
