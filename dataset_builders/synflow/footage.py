@@ -16,6 +16,7 @@ SAMPLE_FPS = 6.0
 THUMBNAIL = 64  # pixels
 MOTION_SECONDS = 0.5
 SIGNATURE_FRAMES = 8
+TRACK_FPS = 3.0
 STILL_PLACES = (0.5, 0.2, 0.8, 0.35, 0.65, 0.05, 0.95, 0.125, 0.275, 0.425)  # in a shot, 0 to 1
 SIGNATURE_BITS = 128  # a frame: 64 of its luma, 32 of each chroma
 LUMA_BYTES = 8  # that come first
@@ -38,7 +39,7 @@ class Footage(NamedTuple):
     Attributes:
         seconds (`float`): its length.
         width, height (`int`): in pixels.
-        times (`np.ndarray` of shape `(T,)`): seconds of the thumbnails, at most `SAMPLE_FPS` a second.
+        times (`np.ndarray` of shape `(T,)`): seconds of the thumbnails.
         thumbnails (`np.ndarray` of shape `(T, 64, 64, 3)`): uint8 RGB.
     """
 
@@ -53,26 +54,27 @@ def one_line(error):
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def look_at(data, limits):
+def look_at(data, limits, fps=SAMPLE_FPS):
     """Decode a video from beginning to end, keeping thumbnails.
 
     Args:
         data (`bytes` or `str`): the file or its path.
         limits (`VideoQuality`): bounds on length, size and bytes.
+        fps (`float`, *optional*): thumbnails a second, at most.
 
     Raises:
         FootageError: unreadable, cut off, or out of bounds.
     """
     try:
         with av.open(io.BytesIO(data) if isinstance(data, bytes) else data) as container:
-            return _look(container, limits)
+            return _look(container, limits, fps)
     except FootageError:
         raise
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise FootageError("video_unreadable", one_line(error)) from error
 
 
-def _look(container, limits):
+def _look(container, limits, fps):
     if not container.streams.video:
         raise FootageError("video_unreadable", "it has no video stream")
     stream = container.streams.video[0]
@@ -92,7 +94,7 @@ def _look(container, limits):
         count += 1
         if last > limits.max_seconds:
             raise FootageError("video_too_long", f"more than {limits.max_seconds:g} s")
-        if not times or last - times[-1] >= 0.999 / SAMPLE_FPS:
+        if not times or last - times[-1] >= 0.999 / fps:
             times.append(last)
             # One thread: to start one a core, PyAV's default, takes 60 times as long as the conversion.
             small = frame.reformat(THUMBNAIL, THUMBNAIL, "rgb24", interpolation="AREA", threads=1)
@@ -142,17 +144,31 @@ def shots(footage, settings):
 
 
 def signature(footage):
-    """Perceptual hash: `(8, 16)` uint8, 128 bits for each of 8 uniform frames.
+    """Perceptual hash: `(8, 16)` uint8, the [`frame_hashes`] of 8 uniform frames."""
+    chosen = np.linspace(0, len(footage.thumbnails) - 1, SIGNATURE_FRAMES).round().astype(int)
+    return frame_hashes(footage.thumbnails[chosen])
+
+
+def track(footage):
+    """Seconds `(T,)` and [`frame_hashes`] `(T, 16)` of thumbnails, at most `TRACK_FPS` a second."""
+    chosen = []
+    for k, time in enumerate(footage.times):
+        if not chosen or time - footage.times[chosen[-1]] >= 0.999 / TRACK_FPS:
+            chosen.append(k)
+    return footage.times[chosen], frame_hashes(footage.thumbnails[chosen])
+
+
+def frame_hashes(thumbnails):
+    """Perceptual hashes of frames `(T, 64, 64, 3)`: `(T, 16)` uint8, 128 bits each.
 
     A bit tells whether a low frequency of the frame's cosine transform lies above the median, 64 of luma and 32 of
     each colour difference, so scale, crop by a hair and codec change few of them.
     """
-    chosen = np.linspace(0, len(footage.thumbnails) - 1, SIGNATURE_FRAMES).round().astype(int)
-    red, green, blue = np.moveaxis(footage.thumbnails[chosen].astype(np.float32), 3, 0)
+    red, green, blue = np.moveaxis(thumbnails.astype(np.float32), 3, 0)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     bits = []
     for plane, size in ((luma, 64), (red - luma, 32), (blue - luma, 32)):
-        low = dctn(plane, axes=(1, 2), norm="ortho")[:, :9, :9].reshape(len(chosen), -1)[:, 1 : size + 1]
+        low = dctn(plane, axes=(1, 2), norm="ortho")[:, :9, :9].reshape(len(thumbnails), -1)[:, 1 : size + 1]
         # Frequencies that are all but absent would be decided by the codec's noise: they count as below.
         bits.append(low > np.maximum(np.median(low, axis=1, keepdims=True), 0) + 1.0)
     return np.packbits(np.concatenate(bits, axis=1), axis=1)

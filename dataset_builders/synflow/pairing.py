@@ -18,7 +18,7 @@ from dataset_builders.mini.pairs import INSTRUCTIONS
 from dataset_builders.mini.world import generator
 from dataset_builders.synflow.answers import FRAME_STYLES, VIDEO_STYLES
 from dataset_builders.synflow.captioning import COMPOSED
-from dataset_builders.synflow.decontamination import load_benchmark, text_overlap
+from dataset_builders.synflow.decontamination import benchmark_texts, text_overlap
 from dataset_builders.synflow.footage import clip_spans, frame_times
 from dataset_builders.synflow.publish import media_names
 from dataset_builders.synflow.recipe import FORMATS
@@ -343,7 +343,7 @@ class Pairing(PipelineStep):
         settings = self.recipe.decontamination
         if settings is None:
             return False
-        ngram_set = load_benchmark(settings, self.recipe.quality.video)[1]
+        ngram_set = benchmark_texts(settings)
         texts = [side["text"] for side in (pair["query"], pair["target"]) if side.get("text")]
         return any(text_overlap(text, ngram_set, settings.ngram) > settings.max_overlap for text in texts)
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from dataset_builders.synflow.decontamination import load_benchmark, text_overlap
+from dataset_builders.synflow.decontamination import BenchmarkFootage, benchmark_texts, benchmark_videos, text_overlap
 from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.footage import (
     LUMA_BYTES,
@@ -24,6 +24,7 @@ from dataset_builders.synflow.footage import (
     read_frames,
     shots,
     signature,
+    track,
 )
 from dataset_builders.synflow.sources import video_file
 from dataset_builders.synflow.store import write_whole
@@ -104,6 +105,9 @@ class VideoFilter(BaseFilter):
             shots=[(round(start, 3), round(end, 3)) for start, end in shots(footage, self.recipe.quality.cutting)],
             signature=signature(footage).tobytes().hex(),
         )
+        if self.recipe.decontamination is not None:  # for [`Selection`], which takes it away again
+            times, hashes = track(footage)
+            document.metadata["track"] = {"times": times.round(3).tolist(), "hashes": hashes.tobytes().hex()}
 
 
 class SimilarityFilter(BaseFilter):
@@ -149,6 +153,7 @@ class Selection(BaseFilter):
 
     def run(self, data, rank=0, world_size=1):
         documents = sorted(data, key=lambda document: document.metadata["index"])
+        self._tracks = {document.id: document.metadata.pop("track", None) for document in documents}
         for judge in (self._percentile, self._repeated_texts, self._duplicates, self._contaminated):
             left = [document for document in documents if document.id not in self._verdicts]
             self._verdicts.update(judge(left))
@@ -184,14 +189,18 @@ class Selection(BaseFilter):
         settings = self.recipe.decontamination
         if settings is None:
             return {}
-        signatures, ngram_set = load_benchmark(settings, self.recipe.quality.video)
-        index, found = SignatureIndex(settings), {}
-        for key, bits in signatures.items():
-            index.add(key, bits)
+        videos, ngram_set = benchmark_videos(settings, self.recipe.quality.video), benchmark_texts(settings)
+        index, footage, found = SignatureIndex(settings), BenchmarkFootage(videos, settings), {}
+        for video in videos:
+            index.add(video.name, video.signature)
         for document in documents:
             origin = index.find(read_signature(document))
+            shared = footage.find(*read_track(self._tracks[document.id]))
             if origin is not None:
                 document.metadata["detail"] = f"like {origin}"
+                found[document.id] = "video_in_benchmark"
+            elif shared is not None:
+                document.metadata["detail"] = "shares {:.1f} s with {}".format(*shared)
                 found[document.id] = "video_in_benchmark"
             elif text_overlap(document.text, ngram_set, settings.ngram) > settings.max_overlap:
                 found[document.id] = "text_in_benchmark"
@@ -200,6 +209,11 @@ class Selection(BaseFilter):
 
 def read_signature(document):
     return np.frombuffer(bytes.fromhex(document.metadata["signature"]), np.uint8)
+
+
+def read_track(noted):
+    """Seconds `(T,)` and hashes `(T, 16)` of a document's frames."""
+    return np.array(noted["times"]), np.frombuffer(bytes.fromhex(noted["hashes"]), np.uint8).reshape(-1, 16)
 
 
 class SignatureIndex:

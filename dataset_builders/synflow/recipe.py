@@ -216,12 +216,20 @@ class Output(Settings):
 
 
 class Decontamination(Settings):
-    """Drops what is in the benchmark, a UVRB repo: the videos and the texts of its corpora and queries."""
+    """Drops what is in the benchmark, a UVRB repo: the videos and the texts of its corpora and queries.
+
+    A video is in it if it is like one of its videos as a whole, or shares footage with one: one is cut from the other,
+    or both from the same.
+    """
 
     benchmark: str
-    # Not in the paper: bits as in `Duplicates`; share of a text's 8-word sequences that occur in a benchmark text.
+    # Not in the paper: bits as in `Duplicates`; those of one frame's 128 and 64, by which shared footage is told;
+    # share of a text's 8-word sequences that occur in a benchmark text.
     max_bits: int = Field(130, ge=0, le=300)
     max_luma_bits: int = Field(24, ge=0, le=300)
+    max_frame_bits: int = Field(12, ge=0, le=40)
+    max_frame_luma_bits: int = Field(3, ge=0, le=20)
+    min_shared_seconds: float = Field(3.0, gt=0, description="or three quarters of the shorter video")
     ngram: int = Field(8, ge=2)
     max_overlap: Share = 0.5
 

@@ -7,15 +7,24 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from dataset_builders.mini.render import encode_mp4
-from dataset_builders.synflow.decontamination import load_benchmark
+from dataset_builders.mini.render import encode_mp4, render
+from dataset_builders.mini.world import FPS
+from dataset_builders.synflow.decontamination import (
+    BENCHMARK_FPS,
+    BenchmarkFootage,
+    BenchmarkVideo,
+    benchmark_texts,
+)
 from dataset_builders.synflow.documents import PartReader, WholeWriter, count_dropped, exclusions, new_document
 from dataset_builders.synflow.embedders import cosines
 from dataset_builders.synflow.engine import remove_unfinished
+from dataset_builders.synflow.footage import frame_hashes, look_at, signature, track
 from dataset_builders.synflow.pairing import FoundPairs
 from dataset_builders.synflow.quality import Cutter, Selection, SimilarityFilter, VideoFilter
-from dataset_builders.synflow.recipe import Decontamination, Recipe, RecipeError
+from dataset_builders.synflow.recipe import Decontamination, Recipe, RecipeError, VideoQuality
+from dataset_builders.synflow.rendered import draw_film
 from dataset_builders.synflow.sources import count_videos, list_videos, sample_videos, write_index
 from modeling_gve.convert_sentence_transformers import write_sentence_transformers_files
 
@@ -74,14 +83,17 @@ def test_a_text_of_too_many_videos_is_dropped(archive, tmp_path):
     assert kept == [] and set(dropped.values()) == {"text_repeated", "video_missing"}
 
 
-def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
+def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path, caplog):
     captions(
         archive,
         {"video": "a.mp4", "text": "A square moves over tiles"},
         {"video": "b.mp4", "text": "a white square moves slowly from left to right over the tiles"},
         {"video": "c.mp4", "text": "Something white goes by"},
         {"video": "d.mp4", "text": "A query of the benchmark is this video"},
+        {"video": "e.mp4", "text": "A longer film that holds one of its videos"},
     )
+    film = np.concatenate([render(draw_film(3, k)) for k in range(2)])
+    (archive / "e.mp4").write_bytes(encoded(film))
     (archive / "d.mp4").write_bytes(encode_mp4(moving(3)))
     benchmark = tmp_path / "uvrb"
     corpus = datasets.Features({"id": datasets.Value("string"), "video": datasets.Video()})
@@ -90,7 +102,11 @@ def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
     texts = [{"id": "q", "text": "A white square moves slowly from left to right over the tiles.", "video": None}]
     texts.append({"id": "clip", "text": None, "video": {"bytes": encode_mp4(moving(3)), "path": None}})
     (benchmark / "data").mkdir(parents=True)
-    datasets.Dataset.from_list([again], features=corpus).to_parquet(benchmark / "data" / "corpus.parquet")
+    part = {"id": "part", "video": {"bytes": encode_mp4(film[10:40]), "path": None}}
+    broken = {"id": "broken", "video": {"bytes": b"no video", "path": None}}
+    datasets.Dataset.from_list([again, part, broken], features=corpus).to_parquet(
+        benchmark / "data" / "corpus.parquet"
+    )
     datasets.Dataset.from_list(texts, features=asked).to_parquet(benchmark / "data" / "queries.parquet")
     names = {"msrvtt-corpus": "corpus", "msrvtt-queries": "queries"}
     configs = [
@@ -101,14 +117,50 @@ def test_what_is_in_the_benchmark_is_dropped(archive, tmp_path):
     recipe = recipe_of(archive, decontamination={"benchmark": str(benchmark)})
     kept, dropped = selected(recipe, tmp_path / "work")
     assert kept == ["archive/c.mp4"]
-    found = {"archive/a.mp4": "video_in_benchmark", "archive/d.mp4": "video_in_benchmark"}
+    found = {f"archive/{name}.mp4": "video_in_benchmark" for name in "ade"}
     assert dropped == {**found, "archive/b.mp4": "text_in_benchmark"}
+    assert "{'video_unreadable': 1} of the benchmark are not compared with" in caplog.text
 
     other = tmp_path / "pairs"
     other.mkdir()
     datasets.Dataset.from_list(texts, features=asked).to_parquet(other / "train.parquet")
     with pytest.raises(RecipeError, match="has no <key>-queries"):
-        load_benchmark(Decontamination(benchmark=str(other)), recipe.quality.video)
+        benchmark_texts(Decontamination(benchmark=str(other)))
+
+
+def encoded(frames, side=112):
+    """As another would store it: smaller, at another rate, coarser."""
+    pictures = [np.asarray(Image.fromarray(frame).resize((side, side))) for frame in frames]
+    return encode_mp4(np.stack(pictures))
+
+
+def test_footage_shared_with_the_benchmark_is_found():
+    """A part of one of its videos, a longer video that holds one, two parts of the same; no other film, no black."""
+    settings, limits = Decontamination(benchmark="uvrb"), VideoQuality(min_side=32, min_seconds=0)
+    film = np.concatenate([render(draw_film(3, k)) for k in range(3)])
+
+    def benchmark_of(**files):
+        looked = {name: look_at(data, limits, BENCHMARK_FPS) for name, data in files.items()}
+        videos = [
+            BenchmarkVideo(name, signature(each).ravel(), each.times, frame_hashes(each.thumbnails))
+            for name, each in looked.items()
+        ]
+        return BenchmarkFootage(videos, settings)
+
+    def shared(benchmark, frames):
+        return benchmark.find(*track(look_at(encoded(frames), limits)))
+
+    other, black = render(draw_film(4, 0)), np.zeros((40, 224, 224, 3), np.uint8)
+    whole = benchmark_of(other=encode_mp4(other), film=encode_mp4(film))
+    seconds, name = shared(whole, film[10:50])
+    assert name == "film" and seconds == pytest.approx(40 / FPS, abs=0.5)
+    assert shared(benchmark_of(part=encode_mp4(film[10:50])), film)[1] == "part"
+    assert shared(benchmark_of(part=encode_mp4(film[:40])), film[8:56])[1] == "part"
+    assert shared(whole, film[20:23]) is None  # too short to tell
+    assert shared(benchmark_of(part=encode_mp4(film[:40])), film[36:]) is None
+    assert shared(whole, render(draw_film(4, 1))) is None
+    assert shared(benchmark_of(black=encode_mp4(black)), black) is None
+    assert benchmark_of().find(*track(look_at(encoded(film), limits))) is None
 
 
 def test_a_video_that_cannot_be_cut_is_dropped_with_its_reason(archive, tmp_path):
