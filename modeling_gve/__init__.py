@@ -1,7 +1,8 @@
 """The GVE embedding model: configuration, model, processor and video reading, files that travel to a model repo."""
 
 from .configuration_gve import GVEConfig
-from .modeling_gve import GVEModel, GVEOutput, batch_equal_windows, quantize_embeddings
+from .layers_gve import batch_equal_windows
+from .modeling_gve import GVEModel, GVEOutput, quantize_embeddings
 from .processing_gve import GVEProcessor, PreparedItem
 from .video_gve import VideoError, VideoFrames, decode_video
 

@@ -3,34 +3,18 @@
 
 import copy
 import logging
-import os
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModel, BatchFeature, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
-    Qwen2_5_VisionPatchEmbed,
-    Qwen2_5_VLDecoderLayer,
-    Qwen2_5_VLVisionAttention,
-    apply_rotary_pos_emb_vision,
-    eager_attention_forward,
-    rotate_half,
-)
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    Qwen3VLTextDecoderLayer,
-    Qwen3VLVisionAttention,
-    Qwen3VLVisionPatchEmbed,
-)
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
-from transformers.utils.generic import is_flash_attention_requested
 
+from .batching_gve import collate_singles, group_singles, read_ahead, rough_length, spare_cores
 from .configuration_gve import GVEConfig, check_limits
+from .layers_gve import PooledPosition, batch_equal_windows, pool_in_last_layer, restore_layers, take_rows
 from .processing_gve import GVEProcessor
 
 
@@ -40,7 +24,6 @@ PRECISIONS = ("float32", "bfloat16", "int8", "ubinary")
 # Not in the paper: tokens of a forward pass, padding included. 1,024 beat 4,096 on two CPU cores; a GPU wants more.
 CPU_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 16384
-MAX_DECODE_THREADS = 8
 # Keys of a backbone's checkpoint and where they belong: with and without its head, before and after transformers 4.52.
 CHECKPOINT_KEYS = {
     r"^(?:model\.)?(visual|language_model)\.": r"backbone.\1.",
@@ -128,10 +111,7 @@ class GVEModel(PreTrainedModel):
         if unknown := set(names) - set(SHORTCUTS):
             raise ValueError(f"unknown shortcuts {sorted(unknown)}: use any of {', '.join(SHORTCUTS)}")
         self.shortcuts = frozenset(names)
-        for module in self.backbone.modules():
-            if type(module).__module__ == __name__:  # back to transformers' own class
-                self._no_split_modules.discard(type(module).__name__)
-                module.__class__ = type(module).__bases__[-1]
+        self._no_split_modules -= restore_layers(self.backbone)
         if "vision" in self.shortcuts:
             batch_equal_windows(self.backbone.visual)
         if "last_position" in self.shortcuts and pool_in_last_layer(self.backbone):
@@ -270,18 +250,18 @@ class GVEModel(PreTrainedModel):
         if "batching" not in self.shortcuts:
             batch_tokens = float("inf")
         elif isinstance(items, (list, tuple)):
-            order = sorted(order, key=lambda index: _rough_length(items[index]))
+            order = sorted(order, key=lambda index: rough_length(items[index]))
         if decode_threads is None:
-            decode_threads = _spare_cores(self.device) if "read_ahead" in self.shortcuts else 0
+            decode_threads = spare_cores(self.device) if "read_ahead" in self.shortcuts else 0
         embeddings = torch.full((len(items), dim), float("nan"))
         skipped = {}
         training = self.training
         self.eval()
-        reader = _read_ahead(items, order, partial(processor.prepare, instruction=instruction), decode_threads)
+        reader = read_ahead(items, order, partial(processor.prepare, instruction=instruction), decode_threads)
         progress = tqdm(total=len(items), desc="encode", unit="item", disable=not show_progress_bar)
         try:
-            singles = _collate_singles(reader, processor, skipped if errors == "skip" else None)
-            for indices, features in _group(singles, batch_size, batch_tokens):
+            singles = collate_singles(reader, processor, skipped if errors == "skip" else None)
+            for indices, features in group_singles(singles, batch_size, batch_tokens):
                 rows = self(**features.to(self.device)).embeddings
                 embeddings[indices] = nn.functional.normalize(rows[:, :dim], dim=-1).cpu()
                 progress.update(len(indices))
@@ -339,7 +319,7 @@ def pool_last(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torc
     Returns:
         `torch.Tensor` of shape `(B, D)`.
     """
-    return _take_rows(hidden_states, last_attended(attention_mask))
+    return take_rows(hidden_states, last_attended(attention_mask))
 
 
 def quantize_embeddings(
@@ -400,263 +380,3 @@ def _floats(embeddings):
         return embeddings.float()
     bits = (embeddings[..., None] & _BITS.to(embeddings.device)) != 0
     return bits.flatten(-2).float() * 2 - 1
-
-
-def _rough_length(item):
-    """Sorting key that keeps items of one kind and length together, so that little is padded."""
-    item = item if isinstance(item, dict) else {"text": item}
-    texts = (item.get("text"), item.get("instruction"))
-    return item.get("video") is not None, item.get("image") is not None, sum(len(str(text or "")) for text in texts)
-
-
-def _spare_cores(device):
-    """Cores that the model's own threads leave free."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    busy = torch.get_num_threads() if device.type == "cpu" else 1
-    return min(max(cores - busy, 0), MAX_DECODE_THREADS)
-
-
-def _read_ahead(items, order, prepare, threads):
-    """Yields `(index, call)`, where `call()` is `prepare(items[index])`, started some items before it is asked for."""
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        waiting = deque()
-        try:
-            for index in order:
-                waiting.append((index, _reading(items, index, prepare, pool if threads else None)))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _reading(items, index, prepare, pool):
-    try:
-        item = items[index]
-    except (OSError, RuntimeError, ValueError) as error:  # a datasets.Dataset decodes here
-        return partial(_fail, " ".join(str(error).split())[:160] or type(error).__name__)
-    if pool is not None and isinstance(item, dict) and all(_is_shareable(item.get(key)) for key in ("image", "video")):
-        return pool.submit(prepare, item).result
-    return partial(prepare, item)
-
-
-def _is_shareable(medium):
-    """Whether threads may read it at once: an opened file or a decoder may stand in two items."""
-    return medium is None or isinstance(medium, (str, os.PathLike, bytes, dict))
-
-
-def _fail(reason):
-    raise ValueError(reason)
-
-
-def _collate_singles(reader, processor, skipped):
-    """Yields `(index, features)` of each item alone; keeps the reasons of bad ones in `skipped`, or raises."""
-    for index, read in reader:
-        try:
-            yield index, processor.collate([read()])
-        except ValueError as error:
-            if skipped is None:
-                error.args = (f"item {index}: {error}",)
-                raise
-            skipped[index] = str(error)
-
-
-def _group(singles, batch_size, batch_tokens):
-    """Yields `(indices, features)` of batches under both limits."""
-    indices, rows, longest = [], [], 0
-    for index, features in singles:
-        longest = max(longest, features["input_ids"].shape[1])
-        if rows and (len(rows) == batch_size or (len(rows) + 1) * longest > batch_tokens):
-            yield indices, _join(rows)
-            indices, rows, longest = [], [], features["input_ids"].shape[1]
-        indices.append(index)
-        rows.append(features)
-    if rows:
-        yield indices, _join(rows)
-
-
-def _join(rows):
-    """One batch, padded on the right, of batches of one item."""
-    if len(rows) == 1:
-        return rows[0]
-    longest = max(row["input_ids"].shape[1] for row in rows)
-    end = int(rows[0]["input_ids"][0, -1])
-    joined = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        parts = [row[name] for row in rows if name in row]
-        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
-            fill = end if name == "input_ids" else 0
-            parts = [nn.functional.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts]
-        joined[name] = torch.cat(parts)
-    return BatchFeature(joined)
-
-
-def _take_rows(tensor, places):
-    """`tensor[b, places[b]]` for each b."""
-    places = places.to(tensor.device)  # another one under a device map
-    return tensor[torch.arange(len(places), device=tensor.device), places]
-
-
-class PooledPosition:
-    """Decoder layer whose output is wanted at one position a sequence: mixin in front of transformers' layer.
-
-    Keys and values are computed for all positions; query, output projection and feed-forward network for one. Without
-    the argument `pooled` the layer is transformers' own.
-    """
-
-    def forward(self, hidden_states, attention_mask=None, position_embeddings=None, pooled=None, **kwargs):
-        """`pooled`: positions `(B,)` and attended keys, `bool` of shape `(B, 1, 1, S)`; returns `(B, 1, D)`."""
-        if pooled is None:
-            return super().forward(
-                hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings, **kwargs
-            )
-        places, attended = pooled
-        attention = self.self_attn
-        inputs = self.input_layernorm(hidden_states)
-        query, key = self._query(_take_rows(inputs, places)[:, None]), self._key(inputs)
-        cos, sin = (x[:, :, None] for x in position_embeddings)
-        query = query * _take_rows(cos, places)[:, None] + rotate_half(query) * _take_rows(sin, places)[:, None]
-        key = key * cos + rotate_half(key) * sin
-        value = attention.v_proj(inputs).unflatten(-1, (-1, attention.head_dim))
-        # One query a head: those that share a key head become its queries.
-        query = query.squeeze(1).unflatten(1, (-1, attention.num_key_value_groups))
-        found = nn.functional.scaled_dot_product_attention(
-            query,
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            attn_mask=attended,
-            dropout_p=attention.attention_dropout if self.training else 0.0,
-            scale=attention.scaling,
-        )
-        hidden = _take_rows(hidden_states, places)[:, None] + attention.o_proj(found.flatten(1)[:, None])
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
-
-    def _query(self, inputs):
-        return self.self_attn.q_proj(inputs).unflatten(-1, (-1, self.self_attn.head_dim))
-
-    def _key(self, inputs):
-        return self.self_attn.k_proj(inputs).unflatten(-1, (-1, self.self_attn.head_dim))
-
-
-class GVEDecoderLayer(PooledPosition, Qwen2_5_VLDecoderLayer):
-    """Last layer of Qwen2.5-VL."""
-
-
-class GVEQwen3DecoderLayer(PooledPosition, Qwen3VLTextDecoderLayer):
-    """Last layer of Qwen3-VL, which normalises queries and keys."""
-
-    def _query(self, inputs):
-        return self.self_attn.q_norm(super()._query(inputs))
-
-    def _key(self, inputs):
-        return self.self_attn.k_norm(super()._key(inputs))
-
-
-def pool_in_last_layer(backbone: nn.Module) -> bool:
-    """Let the language model's last layer accept `pooled` where it can: see [`PooledPosition`].
-
-    The state dict stays the same: only the class of the layer changes.
-
-    Args:
-        backbone (`nn.Module`): transformers' Qwen2.5-VL or Qwen3-VL body, changed in place.
-
-    Returns:
-        `bool`: whether the layer accepts it. A layer with a sliding window does not, nor one behind which Qwen3-VL
-        adds visual features.
-    """
-    layers = backbone.language_model.layers
-    if type(layers[-1]) is Qwen2_5_VLDecoderLayer and layers[-1].self_attn.sliding_window is None:
-        layers[-1].__class__ = GVEDecoderLayer
-    elif type(layers[-1]) is Qwen3VLTextDecoderLayer and len(layers) > len(backbone.visual.deepstack_visual_indexes):
-        layers[-1].__class__ = GVEQwen3DecoderLayer
-    return isinstance(layers[-1], PooledPosition)
-
-
-class _LinearPatches:
-    """Patch embedding as one matrix product: a convolution whose stride is its kernel is a linear map of patches."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.proj.weight
-        patches = hidden_states.to(weight.dtype).view(-1, weight[0].numel())
-        return nn.functional.linear(patches, weight.flatten(1), self.proj.bias)
-
-
-class _EqualWindows:
-    """Vision attention that runs all windows of one length in one call instead of one call a window."""
-
-    def forward(self, hidden_states, cu_seqlens, position_embeddings=None, max_seqlen=None, **kwargs):
-        if is_flash_attention_requested(self.config):  # flash attention takes the packed windows as they are
-            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
-        length = hidden_states.shape[0]
-        query, key, value = self.qkv(hidden_states).view(length, 3, self.num_heads, self.head_dim).unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        starts = cu_seqlens.tolist()
-        sizes = {end - start for start, end in zip(starts, starts[1:])}
-        if len(sizes) == 1:
-            output = self._attend(query, key, value, sizes.pop(), **kwargs)
-        else:
-            output = self._attend_by_size(query, key, value, cu_seqlens, sizes, **kwargs)
-        return self.proj(output.reshape(length, -1))
-
-    def _attend(self, query, key, value, size, **kwargs):
-        """Attention inside consecutive windows of `size` rows; tensors `(windows * size, heads, head_dim)`."""
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        windows = [x.view(-1, size, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
-        dropout = self.attention_dropout if self.training else 0.0
-        scaling = self.scaling
-        output, _ = attention(
-            self, *windows, attention_mask=None, scaling=scaling, dropout=dropout, is_causal=False, **kwargs
-        )
-        return output.reshape(query.shape)
-
-    def _attend_by_size(self, query, key, value, cu_seqlens, sizes, **kwargs):
-        """Same, for windows of several sizes: gather the rows of each size, attend, put them back."""
-        boundaries = cu_seqlens.to(query.device).long()
-        row_sizes = boundaries.diff().repeat_interleave(boundaries.diff())
-        rows = [(row_sizes == size).nonzero().squeeze(1) for size in sizes]
-        outputs = [
-            self._attend(query[index], key[index], value[index], size, **kwargs) for index, size in zip(rows, sizes)
-        ]
-        return torch.cat(outputs)[torch.cat(rows).argsort()]
-
-
-class GVEPatchEmbed(_LinearPatches, Qwen2_5_VisionPatchEmbed):
-    """Patch embedding of Qwen2.5-VL."""
-
-
-class GVEVisionAttention(_EqualWindows, Qwen2_5_VLVisionAttention):
-    """Vision attention of Qwen2.5-VL, whose layers attend in windows or in frames."""
-
-
-class GVEQwen3PatchEmbed(_LinearPatches, Qwen3VLVisionPatchEmbed):
-    """Patch embedding of Qwen3-VL."""
-
-
-class GVEQwen3VisionAttention(_EqualWindows, Qwen3VLVisionAttention):
-    """Vision attention of Qwen3-VL, whose layers all attend in frames."""
-
-
-_FAST_CLASSES = {
-    Qwen2_5_VisionPatchEmbed: GVEPatchEmbed,
-    Qwen2_5_VLVisionAttention: GVEVisionAttention,
-    Qwen3VLVisionPatchEmbed: GVEQwen3PatchEmbed,
-    Qwen3VLVisionAttention: GVEQwen3VisionAttention,
-}
-
-
-def batch_equal_windows(visual: nn.Module) -> nn.Module:
-    """Make the vision tower of a Qwen2.5-VL or Qwen3-VL fast where attention is not packed by a flash kernel.
-
-    Results and gradients stay the same (to rounding), and so does the state dict: only the classes of the patch
-    embedding and of the attention modules change.
-
-    Args:
-        visual (`nn.Module`): transformers' vision tower, changed in place. Repeated calls do nothing.
-
-    Returns:
-        `nn.Module`: the same tower.
-    """
-    for module in visual.modules():
-        module.__class__ = _FAST_CLASSES.get(type(module), type(module))
-    return visual

@@ -34,7 +34,7 @@ from trl import TrlParser
 from dataset_builders.mini.render import frame_times, processes, render_frame
 from dataset_builders.mini.texts import describe
 from dataset_builders.mini.world import FPS, Film, draw_scene, generator
-from modeling_gve.modeling_gve import batch_equal_windows
+from modeling_gve.layers_gve import batch_equal_windows
 from training.base_model import FRAME_SIDE, build_config, build_processor, build_tokenizer
 from training.grounding import GRID, GroundingHead, cover, targets
 

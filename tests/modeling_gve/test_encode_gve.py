@@ -15,7 +15,10 @@ from torch.nn.functional import normalize
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen3VLConfig, Qwen3VLModel
 
 from modeling_gve import GVEConfig, GVEModel, GVEProcessor, quantize_embeddings
-from modeling_gve.modeling_gve import SHORTCUTS, PooledPosition, _group, _read_ahead, pool_in_last_layer
+from modeling_gve.batching_gve import group_singles as group
+from modeling_gve.batching_gve import read_ahead
+from modeling_gve.layers_gve import PooledPosition, pool_in_last_layer
+from modeling_gve.modeling_gve import SHORTCUTS
 
 
 def clip(**kwargs):
@@ -114,9 +117,19 @@ def test_batches_stay_under_the_token_budget_with_their_padding():
         (index, {"input_ids": torch.full((1, n), index), "attention_mask": torch.ones(1, n)})
         for index, n in enumerate(lengths)
     ]
-    assert lengths_of(_group(rows, 32, 8)) == [([0, 1], (2, 3)), ([2], (1, 4)), ([3], (1, 9)), ([4, 5, 6], (3, 2))]
-    assert lengths_of(_group(rows, 2, 1000)) == [([0, 1], (2, 3)), ([2, 3], (2, 9)), ([4, 5], (2, 2)), ([6], (1, 2))]
-    (_, batch), *_ = _group(rows[2:4], 32, 1000)
+    assert lengths_of(group(rows, 32, 8)) == [
+        ([0, 1], (2, 3)),
+        ([2], (1, 4)),
+        ([3], (1, 9)),
+        ([4, 5, 6], (3, 2)),
+    ]
+    assert lengths_of(group(rows, 2, 1000)) == [
+        ([0, 1], (2, 3)),
+        ([2, 3], (2, 9)),
+        ([4, 5], (2, 2)),
+        ([6], (1, 2)),
+    ]
+    (_, batch), *_ = group(rows[2:4], 32, 1000)
     assert batch["input_ids"].tolist() == [[2] * 9, [3] * 9]  # filled with the end of the first
     assert batch["attention_mask"].sum(1).tolist() == [4, 9]
 
@@ -147,7 +160,7 @@ def test_reading_starts_before_an_item_is_asked_for():
         return item["video"]
 
     items = [{"video": str(index)} for index in range(6)]
-    reader = _read_ahead(items, [2, 0, 1, 5, 4, 3], prepare, threads=1)
+    reader = read_ahead(items, [2, 0, 1, 5, 4, 3], prepare, threads=1)
     index, call = next(reader)
     assert ready.wait(20)  # nobody has called yet
     assert (index, call()) == (2, "2")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from modeling_gve.modeling_gve import batch_equal_windows
+from modeling_gve.layers_gve import batch_equal_windows
 from training.base_model import build_config, build_processor
 from training.grounding import GRID, N_SHOWN
 from training.pretrain_base import Dialogues, GroundedCaptioner, PretrainingArguments, rendered_frames
