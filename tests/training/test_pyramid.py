@@ -73,6 +73,11 @@ def test_log_of_every_step(whole_run):
     assert rates[-1] < 0.0001
 
 
+def test_a_repo_says_which_leading_dimensions_it_was_trained_for(recipe, tmp_path):
+    main(words_of(recipe, tmp_path, "--matryoshka_dims", "8", "16", "--epochs", "1", "--steps_per_epoch", "1"))
+    assert json.loads((tmp_path / "config.json").read_text())["matryoshka_dims"] == [16, 8]
+
+
 def test_saved_repo_loads(whole_run, tmp_path):
     """From another directory, with nothing of this project on the path."""
     script = (
