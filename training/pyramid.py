@@ -202,7 +202,7 @@ def train(run):
             if accelerator.is_main_process:
                 shares = format_shares(plan.probabilities)
                 bar.write(f"epoch {epoch + 1} of {training.epochs}: sigma {plan.sigma:.2f}, P {shares}")
-            watch.epoch(plan, training.steps_per_epoch)
+            watch.epoch(plan, curriculum.draws(epoch))
         for task, cursor in cursors.items():
             streams[task].seek(cursor)  # workers drew what came before: here the stream stands where it started
         tasks = curriculum.draws(epoch)[step % training.steps_per_epoch :]

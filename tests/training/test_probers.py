@@ -41,6 +41,24 @@ def test_tasks_that_the_prober_cannot_read_get_the_mean_of_the_others(sentence_e
     assert list(plan["probabilities"].values()) == pytest.approx([1 / 3] * 3)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("t2v", "cannot read all of the corpus: choose one that can"),
+        ("t2t", "cannot read t2v: choose another, or set its hard_negatives to 0"),
+    ],
+)
+def test_a_prober_that_cannot_mine_is_refused(
+    sentence_embedder, recipe, pairs_repo, tmp_path, capsys, config, message
+):
+    """Before the first step; it can still mine texts for texts."""
+    pytest.importorskip("faiss")
+    words = ["--prober", sentence_embedder, "--negative_corpus", f"{pairs_repo}:{config}", "--hard_negatives", "0"]
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, *words))
+    assert message in capsys.readouterr().err
+
+
 def test_a_prober_leaves_memory_when_it_has_scored(recipe, base_model, tmp_path, gve_config, processor):
     """It may be as large as what is trained."""
     GVEModel(gve_config).save_pretrained(tmp_path / "prober")
