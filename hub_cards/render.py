@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -216,8 +217,9 @@ def _ablation(folder):
 
 
 def _hub_name(path, namespace):
-    """Name on the Hub of a repo given as a folder (`build/hub/org/uvrd-mini`) or by name."""
-    return f"{namespace}/{Path(path).name}"
+    """Name on the Hub of a repo given as a folder (`build/hub/org/uvrd-mini`), or by the name of anybody's."""
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) and not Path(path).exists()
+    return str(path) if named else f"{namespace}/{Path(path).name}"
 
 
 def _portable(path, namespace):

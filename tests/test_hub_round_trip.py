@@ -81,9 +81,10 @@ print(tuple(model.encode(["a red circle"]).shape))
     "lora": """
 import sys, torch
 from peft import PeftModel
-from modeling_gve import GVEModel
+from transformers import AutoModel
 items = ["a red circle", "it turns"]
-base, merged = GVEModel.from_pretrained(sys.argv[1]), GVEModel.from_pretrained("org/gve-lora").encode(items)
+merged = AutoModel.from_pretrained("org/gve-lora", trust_remote_code=True).encode(items)
+base = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 plain = base.encode(items)
 adapted = PeftModel.from_pretrained(base, "org/gve-lora", subfolder="adapter").eval().base_model.model.encode(items)
 print(float((merged - adapted).abs().max()), float((merged - plain).abs().max()))
@@ -125,6 +126,6 @@ def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path, method
         assert run_client(["-c", LOADED[method]]).stdout.splitlines()[-1] == "(1, 32)"
     else:
         assert f'"org/{name}", subfolder="adapter")' in (tmp_path / "trained" / "adapter/README.md").read_text()
-        loaded = run_client(["-c", LOADED[method], base], env=CHECKOUT).stdout.splitlines()[-1]
+        loaded = run_client(["-c", LOADED[method], base]).stdout.splitlines()[-1]
         to_adapter, to_base = map(float, loaded.split())
         assert to_adapter < 1e-5 and to_base > 1e-4

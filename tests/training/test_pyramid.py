@@ -322,6 +322,14 @@ def test_two_runs_cannot_train_into_one_folder(recipe, tmp_path):
     lock_run(tmp_path / "run").close()
 
 
+def test_a_folder_that_cannot_be_written(recipe, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path / "file"))
+    message = f"pyramid.py: cannot write to run_dir {tmp_path}/file/run: Not a directory; set run_dir or output_dir\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
 def tree(process):
     """A launcher and its ranks, which its process group does not hold: torch gives each a session."""
     return [process, *psutil.Process(process.pid).children(recursive=True)]
