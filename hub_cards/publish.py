@@ -32,7 +32,7 @@ def check_access(api, namespace):
         raise ValueError(f"{api.endpoint} refuses the token; run hf auth login or set HF_TOKEN") from error
     names = [account["name"], *(organization["name"] for organization in account["orgs"])]
     if namespace not in names:
-        raise ValueError(f"{account['name']} may not push to {namespace}; choose --namespace from {', '.join(names)}")
+        raise ValueError(f"{account['name']} may not push to {namespace}; choose one of {', '.join(names)}")
 
 
 def publish(folders, namespace, private=False, api=None):

@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -51,12 +52,13 @@ _TEMPLATES = Environment(
 )
 
 
-def render_model_card(model_dir, namespace="org"):
+def render_model_card(model_dir, namespace="org", name=None):
     """Card of a GVE repo.
 
     Args:
-        model_dir (`str` or `Path`): the repo's folder; its name is the repo's name.
+        model_dir (`str` or `Path`): the repo's folder.
         namespace (`str`): whose repo it is.
+        name (`str`, *optional*): the repo's name; default: the folder's.
 
     Returns:
         `ModelCard`: with the scores as `model-index` where there are any.
@@ -65,6 +67,7 @@ def render_model_card(model_dir, namespace="org"):
         ValueError: a file that the card is made of is missing or broken.
     """
     folder = Path(model_dir)
+    name = name or folder.name
     config = _read_json(folder / "config.json")
     for key in ("backbone_config", "num_frames", "max_tokens_per_frame"):
         if key not in config:
@@ -73,7 +76,7 @@ def render_model_card(model_dir, namespace="org"):
     results = [_results(path, namespace) for path in sorted(folder.glob("results/*.json"))]
     pairs = _hub_name(record["data"]["pairs"] if record else "uvrd-mini", namespace)
     data = ModelCardData(
-        model_name=folder.name,
+        model_name=name,
         language="en",
         license="apache-2.0",
         library_name="transformers",
@@ -84,8 +87,8 @@ def render_model_card(model_dir, namespace="org"):
         eval_results=[entry for each in results for entry in _eval_results(each)] or None,
     )
     text = _TEMPLATES.get_template("model.md.j2").render(
-        name=folder.name,
-        repo=f"{namespace}/{folder.name}",
+        name=name,
+        repo=f"{namespace}/{name}",
         namespace=namespace,
         paper=PAPER,
         config=config,
@@ -214,8 +217,9 @@ def _ablation(folder):
 
 
 def _hub_name(path, namespace):
-    """Name on the Hub of a repo given as a folder (`build/hub/org/uvrd-mini`) or by name."""
-    return f"{namespace}/{Path(path).name}"
+    """Name on the Hub of a repo given as a folder (`build/hub/org/uvrd-mini`), or by the name of anybody's."""
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) and not Path(path).exists()
+    return str(path) if named else f"{namespace}/{Path(path).name}"
 
 
 def _portable(path, namespace):

@@ -81,9 +81,10 @@ print(tuple(model.encode(["a red circle"]).shape))
     "lora": """
 import sys, torch
 from peft import PeftModel
-from modeling_gve import GVEModel
+from transformers import AutoModel
 items = ["a red circle", "it turns"]
-base, merged = GVEModel.from_pretrained(sys.argv[1]), GVEModel.from_pretrained("org/gve-lora").encode(items)
+merged = AutoModel.from_pretrained("org/gve-lora", trust_remote_code=True).encode(items)
+base = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
 plain = base.encode(items)
 adapted = PeftModel.from_pretrained(base, "org/gve-lora", subfolder="adapter").eval().base_model.model.encode(items)
 print(float((merged - adapted).abs().max()), float((merged - plain).abs().max()))
@@ -105,7 +106,7 @@ def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path, method
         "batch_size": 2,
         "hard_negatives": 0,
         "probe_pairs": 2,
-        "output_dir": tmp_path / name,
+        "output_dir": tmp_path / "trained",
         "hub_model_id": f"org/{name}",
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
@@ -117,13 +118,14 @@ def test_training_pushes_what_it_trained(hub, root, run_client, tmp_path, method
     adapter = {f"adapter/{file}" for file in ("adapter_config.json", "adapter_model.safetensors", "README.md")}
     assert files & adapter == (adapter if method == "lora" else set())
 
-    card = (tmp_path / name / "README.md").read_text()
+    card = (tmp_path / "trained" / "README.md").read_text()
+    assert f'AutoModel.from_pretrained("org/{name}", ' in card and "org/trained" not in card
     assert f"| method | {method} |" in card and "- steps: 3" in card
     assert "![Curriculum of" in card and "curriculum.png" in files
     if method == "full":
         assert run_client(["-c", LOADED[method]]).stdout.splitlines()[-1] == "(1, 32)"
     else:
-        assert f'"org/{name}", subfolder="adapter")' in (tmp_path / name / "adapter/README.md").read_text()
-        loaded = run_client(["-c", LOADED[method], base], env=CHECKOUT).stdout.splitlines()[-1]
+        assert f'"org/{name}", subfolder="adapter")' in (tmp_path / "trained" / "adapter/README.md").read_text()
+        loaded = run_client(["-c", LOADED[method], base]).stdout.splitlines()[-1]
         to_adapter, to_base = map(float, loaded.split())
         assert to_adapter < 1e-5 and to_base > 1e-4

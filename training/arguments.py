@@ -6,6 +6,7 @@ setting, the value received and what is allowed.
 
 import difflib
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,7 @@ def _by_task(name, entries, tasks, low, integer=True):
         if isinstance(number, str):
             number = _number(number, integer)
         kinds = int if integer else (int, float)
-        if isinstance(number, bool) or not isinstance(number, kinds) or not number >= low:
+        if isinstance(number, bool) or not isinstance(number, kinds) or not low <= number < float("inf"):
             kind = "a whole number" if integer else "a number"
             raise ValueError(f"{name} of {task} must be {kind} of at least {low}, got {number!r}")
         numbers[task] = number
@@ -374,7 +375,7 @@ class TrainingArguments:
             ("min_learning_rate_ratio", 0, 1),
             ("warmup_ratio", 0, 1),
             ("weight_decay", 0, 10),
-            ("adam_beta2", 0, 1),
+            ("adam_beta2", 0, 0.999999),
             ("max_grad_norm", 1e-6, infinity),
             ("sampling_alpha", 0, 1),
             ("mine_margin", 0, 2),
@@ -408,6 +409,8 @@ class TrainingArguments:
         _check_text(self, "hub_model_id", optional=True)
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("push_to_hub needs hub_model_id, such as org/gve-mini")
+        if self.hub_model_id is not None and not re.fullmatch(r"[^/]+/[^/]+", self.hub_model_id):
+            raise ValueError(f"hub_model_id must be owner/name, such as org/gve-mini, got {self.hub_model_id!r}")
 
 
 # What a resumed run may change: where and how often things are written, not what is computed.

@@ -100,13 +100,15 @@ def lock_run(run_dir):
         the open file that holds the lock; None on systems and file systems without locks.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or nothing can be written there.
     """
+    try:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        file = open(Path(run_dir) / "lock", "a+")
+    except OSError as error:
+        raise ValueError(f"cannot write to run_dir {run_dir}: {error.strerror}; set run_dir or output_dir") from error
     if fcntl is None:
         return None
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    path = Path(run_dir) / "lock"
-    file = open(path, "a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -38,8 +38,6 @@ def start_epoch(run, encoder, curriculum, epoch):
     prober = run.prober if epoch == 0 else None
     plan = curriculum.start_epoch(epoch, *probe(run, encoder, prober))
     if run.corpus is not None and (epoch == 0 or run.training.mine_every_epoch):
-        if prober is not None and not all(map(prober.reads, run.corpus.sides)):
-            raise ValueError(f"prober {run.starts_from.prober!r} cannot read all of the corpus: choose one that can")
         model = inner(run, encoder)
         model.eval()
         digest = run.settings["starting_weights"] if prober is None else weights_digest(prober.model)

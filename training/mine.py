@@ -80,6 +80,16 @@ def check_top_k(streams, top_k):
             raise ValueError(f"mine_top_k must be at least {needed}, the hard_negatives of {task}, got {top_k}")
 
 
+def check_reads(name, prober, streams, corpus):
+    """Raise a `ValueError` if a prober cannot embed the corpus, or the pairs that negatives are wanted for."""
+    if not all(map(prober.reads, corpus.sides)):
+        raise ValueError(f"prober {name!r} cannot read all of the corpus: choose one that can")
+    for task, stream in streams.items():
+        pairs, _ = stream.probe_pairs(len(stream), 0) if stream.hard_negatives else ([], None)
+        if not all(prober.reads(pair.query) and prober.reads(pair.target) for pair in pairs):
+            raise ValueError(f"prober {name!r} cannot read {task}: choose another, or set its hard_negatives to 0")
+
+
 def read_corpus(name, split, store, progress=False):
     """A corpus or the targets of a pairs repo, each content once; media go to the store, not sealed before the end.
 
@@ -94,7 +104,10 @@ def read_corpus(name, split, store, progress=False):
     """
     repo, _, chosen = name.partition(":")
     found, skipped = {}, []
-    configs = [chosen] if chosen else task_names(repo)
+    try:
+        configs = [chosen] if chosen else task_names(repo)
+    except ValueError as error:
+        raise ValueError(f"no corpus at {repo!r}: give a dataset folder or Hub name as negative_corpus") from error
     if "all" in configs:  # UVRD's config of all tasks
         configs = ["all"]
     for config in configs:

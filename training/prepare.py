@@ -28,7 +28,7 @@ from training.arguments import (
 )
 from training.checkpoint import check_settings, checkpoints, forget_run, lock_run
 from training.collate import PairCollator
-from training.mine import check_top_k, read_corpus
+from training.mine import check_reads, check_top_k, read_corpus
 from training.pairs import FrameStore, PairStream, available_cores, read_pairs, remove_unfinished, task_names
 from training.passes import SHARDED
 from training.plan import print_plan
@@ -138,6 +138,8 @@ def prepare(words=None):
         if training.negative_corpus is not None:
             check_top_k(streams, training.mine_top_k)
             corpus = read_corpus(training.negative_corpus, data.split, store, progress=accelerator.is_main_process)
+            if prober is not None:
+                check_reads(starts_from.prober, prober, streams, corpus)
     if training.steps_per_epoch is None:
         training.steps_per_epoch = steps_of_a_pass(streams, accelerator.num_processes, data.task_upsampling)
     settings = computed_settings(starts_from, data, training) | {

@@ -4,10 +4,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub import file_exists
+from huggingface_hub import file_exists, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from PIL import Image
-from transformers import AutoModel
+from transformers import AutoModel, PretrainedConfig
 
 
 class SentenceTransformerProber:
@@ -75,11 +75,12 @@ def load_prober(name, device):
         ValueError: it is neither, or cannot be loaded.
     """
     try:
-        model = _auto_model(name)
+        # Other embedders may have an `encode` too, whose items are not GVE's: sentence-transformers knows theirs.
+        if _has_file(name, "modules.json") and not _is_gve(name):
+            return SentenceTransformerProber(_sentence_transformer(name, device))
+        model = AutoModel.from_pretrained(name, trust_remote_code=True)
         if hasattr(model, "encode"):
             return ModelProber(model.to(device).eval())
-        if _has_file(name, "modules.json"):
-            return SentenceTransformerProber(_sentence_transformer(name, device))
     except Exception as error:  # the repo's own code may raise anything
         raise ValueError(f"cannot load prober {name!r}: {' '.join(str(error).split())}") from error
     raise ValueError(
@@ -88,14 +89,11 @@ def load_prober(name, device):
     )
 
 
-def _auto_model(name):
-    """The repo's model, or None where only sentence-transformers may load it."""
+def _is_gve(name):
     try:
-        return AutoModel.from_pretrained(name, trust_remote_code=True)
-    except Exception:
-        if not _has_file(name, "modules.json"):
-            raise
-        return None
+        return PretrainedConfig.get_config_dict(name)[0].get("model_type") == "gve"
+    except OSError:  # sentence-transformers has repos without a config.json
+        return False
 
 
 def _sentence_transformer(name, device):
@@ -111,5 +109,7 @@ def _has_file(name, file):
         return (Path(name) / file).is_file()
     try:
         return file_exists(name, file)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+    except HFValidationError:
         return False
+    except (HfHubHTTPError, OfflineModeIsEnabled):  # nodes without the Hub have what was loaded before
+        return isinstance(try_to_load_from_cache(name, file), str)

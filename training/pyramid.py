@@ -202,7 +202,7 @@ def train(run):
             if accelerator.is_main_process:
                 shares = format_shares(plan.probabilities)
                 bar.write(f"epoch {epoch + 1} of {training.epochs}: sigma {plan.sigma:.2f}, P {shares}")
-            watch.epoch(plan, training.steps_per_epoch)
+            watch.epoch(plan, curriculum.draws(epoch))
         for task, cursor in cursors.items():
             streams[task].seek(cursor)  # workers drew what came before: here the stream stands where it started
         tasks = curriculum.draws(epoch)[step % training.steps_per_epoch :]
@@ -288,6 +288,7 @@ def finish(run, outcome, state):
         run.skipped += [Skipped(*each) for each in skipped_sides(Path(run.training.run_dir) / "cache/windows")]
         report_skipped(run)
     model, state = export_model(run.model, run.starts_from, output_dir, state, run.training.hub_model_id)
+    model.config.matryoshka_dims = sorted(set(run.training.matryoshka_dims), reverse=True)
     save_repo(model, run.processor, output_dir, training_record(run, outcome), state)
     draw_curriculum(outcome["history"], Path(output_dir) / "curriculum.png")
     print(f"trained {outcome['step']} steps in {outcome['seconds'] / 60:.1f} minutes: {output_dir}")

@@ -59,7 +59,7 @@ def push(output_dir, hub_model_id):
     """Push the GVE repo with a card made of what lies in it, but nothing of the run; returns its address."""
     from hub_cards.render import render_model_card  # cards need packages that training does without
 
-    render_model_card(output_dir, hub_model_id.rpartition("/")[0]).save(Path(output_dir) / "README.md")
+    render_model_card(output_dir, *hub_model_id.split("/")).save(Path(output_dir) / "README.md")
     api = HfApi()
     url = api.create_repo(hub_model_id, exist_ok=True)
     api.upload_folder(repo_id=hub_model_id, folder_path=output_dir, ignore_patterns=list(IGNORED))

@@ -27,18 +27,19 @@ class Watch:
         self.told = set(told)
         self._relevance, self._waited, self._seconds = (deque(maxlen=window_steps) for _ in range(3))
 
-    def epoch(self, plan, steps):
-        """Warn of tasks that an epoch will hardly draw.
+    def epoch(self, plan, draws):
+        """Warn of tasks that an epoch will hardly draw, or by chance does not.
 
         Args:
             plan ([`EpochPlan`]): the epoch's.
-            steps (`int`): its length.
+            draws (`list[str]`): the task of each of its steps.
         """
-        rare = [task for task, share in plan.probabilities.items() if share * steps < EXPECTED_DRAWS]
+        steps, shares = len(draws), plan.probabilities
+        rare = [task for task in shares if shares[task] * steps < EXPECTED_DRAWS or task not in draws]
         if rare:
             self._tell(
                 f"never drawn in epoch {plan.epoch + 1}",
-                f"epoch {plan.epoch + 1} will hardly draw {', '.join(rare)}: less than one step of {steps} each; "
+                f"epoch {plan.epoch + 1} will hardly draw {', '.join(rare)}: about one step of {steps} each, or none; "
                 "raise sigma_min, task_upsampling or steps_per_epoch",
             )
 

@@ -127,6 +127,8 @@ def quantize_language_model(model, bits):
         if bits == "4bit":
             new = bitsandbytes.nn.Linear4bit(*shape, bias=bias, compute_dtype=weight.dtype, quant_type="nf4")
             new.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
+            # Some CPUs' layout for inference, taken at the first probe, has no backward pass.
+            new.support_avx512bf16_for_cpu = False
         else:
             new = bitsandbytes.nn.Linear8bitLt(*shape, bias=bias, has_fp16_weights=False)
             new.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)

@@ -42,7 +42,7 @@ def test_refusals_are_one_line(hub, root, run_client, words, options, message):
 def test_a_foreign_namespace_is_refused_before_pushing(hub, root, run_client):
     (root / "org").rename(root / "nobody")
     done = publish(run_client, root, "--namespace", "nobody", code=2)
-    assert "tester may not push to nobody; choose --namespace from tester, org" in done.stderr
+    assert "tester may not push to nobody; choose one of tester, org" in done.stderr
 
 
 def test_no_repo_is_pushed_when_one_cannot_be(hub, root, run_client):

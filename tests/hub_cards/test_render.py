@@ -83,6 +83,17 @@ def test_model_card_names_no_folder_of_this_machine(root):
     assert "--model org/gve-mini --benchmark org/uvrb-mini" in card.text
 
 
+def test_model_card_names_anybodys_pairs_and_its_own_repo(root):
+    """Pairs of the Hub keep their owner; a repo may be named unlike the folder that it was trained into."""
+    folder = root / "org" / "gve-mini"
+    record = RECORD | {"data": {"pairs": "somebody/pairs"}}
+    (folder / render.TRAINING_RECORD).write_text(json.dumps(record))
+    card = render.render_model_card(folder, "me", "other")
+    assert card.data.datasets == ["somebody/pairs"] and "[somebody/pairs](" in card.text
+    assert 'AutoModel.from_pretrained("me/other", trust_remote_code=True)' in card.text
+    assert "gve-mini" not in card.text.split("## Training")[0]
+
+
 def test_model_card_without_a_run_says_so(root):
     card = render.render_model_card(root / "org" / "gve-mini")
     assert card.data.eval_results is None

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 
 import pytest
@@ -33,12 +34,55 @@ def test_sentence_embedder_reads_texts_only(sentence_embedder):
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.2
 
 
+def test_another_embedders_own_encode_is_not_taken_for_ours(sentence_embedder, tmp_path):
+    """Its items are texts; GVE's are dicts. Repos with code of their own often bring one."""
+    folder = shutil.copytree(sentence_embedder, tmp_path / "embedder")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "code.Embedder"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(
+        "from transformers import BertModel\n\n\n"
+        "class Embedder(BertModel):\n    def encode(self, sentences):\n        raise TypeError(sentences)\n"
+    )
+    prober = load_prober(str(folder), torch.device("cpu"))
+    assert not prober.reads(Side(None, None, "video"))
+    assert prober.encode([{"text": "a dog runs"}]).shape == (1, 384)
+
+
+def test_a_sentence_embedder_of_the_cache_is_found_without_the_hub(sentence_embedder, tmp_path, monkeypatch):
+    repo = tmp_path / "models--org--embedder"
+    shutil.copytree(sentence_embedder, repo / "snapshots/0123")
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    prober = load_prober("org/embedder", torch.device("cpu"))
+    assert not prober.reads(Side(None, None, "video"))
+
+
 def test_tasks_that_the_prober_cannot_read_get_the_mean_of_the_others(sentence_embedder, recipe, tmp_path):
     words = ["--prober", sentence_embedder, "--epochs", "1", "--steps_per_epoch", "1"]
     main(words_of(recipe, tmp_path, *words))
     [plan] = json.loads((tmp_path / "training_run.json").read_text())["curriculum"]
     assert plan["relevance"]["t2v"] == plan["relevance"]["i2v"] == plan["relevance"]["t2t"] > 0.3
     assert list(plan["probabilities"].values()) == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("t2v", "cannot read all of the corpus: choose one that can"),
+        ("t2t", "cannot read t2v: choose another, or set its hard_negatives to 0"),
+    ],
+)
+def test_a_prober_that_cannot_mine_is_refused(
+    sentence_embedder, recipe, pairs_repo, tmp_path, capsys, config, message
+):
+    """Before the first step; it can still mine texts for texts."""
+    pytest.importorskip("faiss")
+    words = ["--prober", sentence_embedder, "--negative_corpus", f"{pairs_repo}:{config}", "--hard_negatives", "0"]
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path, *words))
+    assert message in capsys.readouterr().err
 
 
 def test_a_prober_leaves_memory_when_it_has_scored(recipe, base_model, tmp_path, gve_config, processor):

@@ -73,6 +73,11 @@ def test_log_of_every_step(whole_run):
     assert rates[-1] < 0.0001
 
 
+def test_a_repo_says_which_leading_dimensions_it_was_trained_for(recipe, tmp_path):
+    main(words_of(recipe, tmp_path, "--matryoshka_dims", "8", "16", "--epochs", "1", "--steps_per_epoch", "1"))
+    assert json.loads((tmp_path / "config.json").read_text())["matryoshka_dims"] == [16, 8]
+
+
 def test_saved_repo_loads(whole_run, tmp_path):
     """From another directory, with nothing of this project on the path."""
     script = (
@@ -315,6 +320,14 @@ def test_two_runs_cannot_train_into_one_folder(recipe, tmp_path):
     holder.kill()
     holder.communicate()
     lock_run(tmp_path / "run").close()
+
+
+def test_a_folder_that_cannot_be_written(recipe, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main(words_of(recipe, tmp_path / "file"))
+    message = f"pyramid.py: cannot write to run_dir {tmp_path}/file/run: Not a directory; set run_dir or output_dir\n"
+    assert capsys.readouterr().err.endswith(message)
 
 
 def tree(process):
