@@ -83,6 +83,22 @@ def test_model_card_names_no_folder_of_this_machine(root):
     assert "--model org/gve-mini --benchmark org/uvrb-mini" in card.text
 
 
+def test_model_card_gives_the_settings_of_its_scores(root):
+    folder = root / "org" / "gve-mini"
+    results = json.loads((root / "results" / "results.json").read_text())
+    results["arguments"] = {
+        "dtype": "float32",
+        "num_frames": [4, 8],
+        "truncate_dim": None,
+        "classification": ["/x/ucf"],
+    }
+    (root / "results" / "results.json").write_text(json.dumps(results))
+    add_results(root / "results", folder)
+    text = render.render_model_card(folder).text
+    assert "    --dtype float32 \\\n    --num_frames 4 8 \\\n    --classification org/ucf\n" in text
+    assert "truncate_dim None" not in text
+
+
 def test_model_card_without_a_run_says_so(root):
     card = render.render_model_card(root / "org" / "gve-mini")
     assert card.data.eval_results is None
@@ -100,6 +116,15 @@ def test_dataset_card_keeps_the_builders_metadata(root, name):
         assert {key: data[key] for key in before} == before
         assert data["license"] == "apache-2.0" and data["size_categories"] == ["n<1K"]
     assert f'load_dataset("me/{name}"' in (folder / "README.md").read_text()
+
+
+def test_pairs_of_another_builder_keep_its_card(root):
+    folder = root / "org" / "uvrd-mini"
+    (folder / render.BUILD_RECORD).unlink()  # V-SynFlow and `collected` leave none
+    written = (folder / "README.md").read_text() + '\n# Dropped: 3\n\nload_dataset("org/uvrd-mini", "t2v")\n'
+    (folder / "README.md").write_text(written)
+    render.render_repo(folder, "me")
+    assert (folder / "README.md").read_text() == written.replace("org/", "me/")
 
 
 def test_dataset_cards_count_their_rows_and_name_their_build(root):
