@@ -1,12 +1,14 @@
 """Cards: valid metadata, figures that come from the run, and one clear line where something is missing."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 from hub_repos import N_VIDEOS, write_repos, write_results
 from huggingface_hub import DatasetCard, ModelCard
+from transformers import AutoModel
 
 from hub_cards import render
 from hub_cards.assemble import add_ablation, add_results, assemble, copy_metric
@@ -57,6 +59,18 @@ def test_model_card_states_results_training_and_calls(root):
         assert text in card.text
     row = next(line for line in card.text.splitlines() if line.startswith("| msrvtt "))
     assert row.split("|")[4].strip() == "0.625"
+
+
+def test_the_search_of_a_model_card_runs(root, monkeypatch):
+    add_results(root / "results", root / "org" / "gve-mini")
+    copy_metric("uvrb_retrieval", root / "org" / "uvrb_retrieval")
+    monkeypatch.chdir(root)
+    model = AutoModel.from_pretrained("org/gve-mini", trust_remote_code=True)
+    card = render.render_model_card(root / "org" / "gve-mini").text
+    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "evaluate.load" in block)
+    names = {"model": model}
+    exec(code, names)
+    assert sorted(names["ranked"]) == [f"v{n}" for n in range(N_VIDEOS)]
 
 
 def test_model_card_says_what_a_sweep_found(root):
