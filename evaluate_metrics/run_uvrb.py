@@ -413,6 +413,8 @@ def _write_reports(results, data, output):
     if radar is not None:
         curves["chance"] = results["chance"]["abilities"]
         write_atomically(radar, lambda file: draw_radar(curves, file))
+    else:
+        (output / "radar.png").unlink(missing_ok=True)  # an earlier run's
     page = render_html(results, data, radar)
     write_atomically(output / "report.html", lambda file: file.write(page.encode()))
 

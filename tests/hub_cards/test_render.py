@@ -113,6 +113,15 @@ def test_model_card_gives_the_settings_of_its_scores(root):
     assert "truncate_dim None" not in text
 
 
+def test_a_radar_of_earlier_results_goes(root):
+    folder = root / "org" / "gve-mini"
+    add_results(root / "results", folder)
+    assert "(results/uvrb-mini.png)" in render.render_model_card(folder).text
+    (root / "results" / "radar.png").unlink()
+    add_results(root / "results", folder)
+    assert ".png" not in render.render_model_card(folder).text
+
+
 def test_model_card_without_a_run_says_so(root):
     card = render.render_model_card(root / "org" / "gve-mini")
     assert card.data.eval_results is None
