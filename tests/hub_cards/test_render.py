@@ -122,6 +122,15 @@ def test_a_radar_of_earlier_results_goes(root):
     assert ".png" not in render.render_model_card(folder).text
 
 
+@pytest.mark.parametrize("kind, name", [("qwen2_5_vl", "Qwen2.5-VL"), ("qwen3_vl", "Qwen3-VL")])
+def test_model_card_names_its_body(root, kind, name):
+    path = root / "org" / "gve-mini" / "config.json"
+    config = json.loads(path.read_text())
+    config["backbone_config"]["model_type"] = kind
+    path.write_text(json.dumps(config))
+    assert f"\n{name} body without its language-model head" in render.render_model_card(path.parent).text
+
+
 def test_model_card_without_a_run_says_so(root):
     card = render.render_model_card(root / "org" / "gve-mini")
     assert card.data.eval_results is None
