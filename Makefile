@@ -22,6 +22,7 @@ demo: $(INSTALLED)
 	@echo "Results: build/eval/gve-mini (report.html, results.json, results.md, radar.png). Run: build/runs/gve-mini"
 	@echo "Next: $(BIN)/python -m hub_cards.prove --text \"a red circle moves left\""
 	@echo "      $(BIN)/accelerate launch training/pyramid.py --config training/recipes/gve_mini_long.yaml"
+	@echo "      cp -r $(HUB) build/hub/YOU && $(BIN)/python -m hub_cards.assemble --namespace YOU"
 	@echo "      $(BIN)/python -m hub_cards.publish --namespace YOU   (your own Hub account)"
 
 test: $(INSTALLED)

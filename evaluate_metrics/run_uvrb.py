@@ -8,7 +8,7 @@ accelerate launch evaluate_metrics/run_uvrb.py \
 # beside other models, and on some datasets only
 accelerate launch evaluate_metrics/run_uvrb.py \
     --model build/hub/org/gve-mini --benchmark build/hub/org/uvrb-mini --output build/eval/gve-mini \
-    --baseline build/gve-mini-base random --datasets msrvtt crb_t ms_ti
+    --baseline training/gve-mini-base random --datasets msrvtt crb_t ms_ti
 
 # two CPU processes
 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 evaluate_metrics/run_uvrb.py ...
@@ -74,7 +74,8 @@ class RunArguments:
 
     model: str = field(
         metadata={
-            "help": "Folder or Hub name of a GVE repo or a sentence-transformers model, or mteb:NAME. Its code is run."
+            "help": "Folder or Hub name of a GVE repo or a sentence-transformers model, sentence-transformers:PATH or "
+            "mteb:NAME. Its code is run."
         }
     )
     benchmark: str = field(metadata={"help": "Folder of a benchmark repo, or its name on the Hub."})
@@ -412,6 +413,8 @@ def _write_reports(results, data, output):
     if radar is not None:
         curves["chance"] = results["chance"]["abilities"]
         write_atomically(radar, lambda file: draw_radar(curves, file))
+    else:
+        (output / "radar.png").unlink(missing_ok=True)  # an earlier run's
     page = render_html(results, data, radar)
     write_atomically(output / "report.html", lambda file: file.write(page.encode()))
 

@@ -52,6 +52,8 @@ def add_results(results_dir, model_dir):
     shutil.copyfile(source / "results.json", target / f"{benchmark}.json")
     if (source / "radar.png").is_file():
         shutil.copyfile(source / "radar.png", target / f"{benchmark}.png")
+    else:
+        (target / f"{benchmark}.png").unlink(missing_ok=True)  # of earlier results
 
 
 def add_ablation(ablation_dir, model_dir):

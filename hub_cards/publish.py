@@ -2,6 +2,7 @@
 
 ```bash
 hf auth login
+cp -r build/hub/org build/hub/me && python -m hub_cards.assemble --namespace me   # with cards that name yours
 python -m hub_cards.publish --namespace me                        # all of build/hub/me
 python -m hub_cards.publish --namespace me --repo gve-mini --private
 ```
@@ -83,7 +84,11 @@ def main(words=None):
     arguments = parser.parse_args(words)
     names = arguments.repo or repo_names(arguments.root, arguments.namespace)
     if not names:
-        raise ValueError(f"no repos in {arguments.root}/{arguments.namespace}; run make demo first")
+        folder = f"{arguments.root}/{arguments.namespace}"
+        raise ValueError(
+            f"no repos in {folder}; after make demo: cp -r {arguments.root}/org {folder} && "
+            f"python -m hub_cards.assemble --namespace {arguments.namespace}"
+        )
     folders = [repo_folder(arguments.root, arguments.namespace, name) for name in names]
     for url in publish(folders, arguments.namespace, arguments.private):
         print(url, flush=True)

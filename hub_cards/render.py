@@ -8,8 +8,8 @@ python -m hub_cards.render --namespace me --repo gve-mini   # one of them
 A model's card is made of its `config.json`, its weights, what the training run left (`training_run.json`,
 `curriculum.png`), `results/*.json` (written by `evaluate_metrics/run_uvrb.py`) and `ablation/summary.md` (by
 `training.ablation`; `hub_cards.assemble` puts both there);
-a dataset's card of its Parquet files, its build record and the metadata that its builder wrote, which is kept. The
-metrics' cards are written by hand.
+a dataset's card of its Parquet files, its build record and the metadata that its builder wrote, which is kept.
+V-SynFlow and `collected` write their own cards, of which only the namespace is set; the metrics' are written by hand.
 """
 
 import argparse
@@ -167,6 +167,9 @@ def render_training_data_card(data_dir, namespace="org"):
 def render_repo(folder, namespace="org"):
     """Write `README.md` of a model or dataset repo; a Space's stays as it is.
 
+    So does that of training pairs which `dataset_builders.mini` did not build, but for the namespace in its calls: its
+    builder counted there what it dropped and showed samples.
+
     Raises:
         ValueError: the folder is no repo, or what its card is made of is missing.
     """
@@ -178,9 +181,15 @@ def render_repo(folder, namespace="org"):
         card = render_model_card(folder, namespace)
     elif any(config.endswith("-qrels") for config in _rows_by_config(folder)):
         card = render_benchmark_card(folder, namespace)
-    else:
+    elif (folder / BUILD_RECORD).is_file():
         card = render_training_data_card(folder, namespace)
+    else:
+        card = DatasetCard(_named_anew((folder / "README.md").read_text(encoding="utf-8"), folder.name, namespace))
     card.save(folder / "README.md")
+
+
+def _named_anew(text, name, namespace):
+    return re.sub(rf'"[^"/\s]+/{re.escape(name)}"', f'"{namespace}/{name}"', text)
 
 
 def _card(kind, data, text):
@@ -260,6 +269,7 @@ def _results(path, namespace):
         words.append(f"--baseline {' '.join(_portable(each['path'], namespace) for each in baselines)}")
     if len(model["datasets"]) < len(TASKS):
         words.append(f"--datasets {' '.join(model['datasets'])}")
+    words += _settings(results.get("arguments", {}), namespace)
     radar = path.with_suffix(".png")
     return {
         "benchmark": benchmark,
@@ -269,6 +279,15 @@ def _results(path, namespace):
         "command": " \\\n    ".join(["accelerate launch evaluate_metrics/run_uvrb.py", *words]),
         "radar": f"results/{radar.name}" if radar.is_file() else None,
     }
+
+
+def _settings(arguments, namespace):
+    """The words of a run's command that decide its tables beyond models and datasets."""
+    words = [f"--dtype {arguments['dtype']}"] if arguments.get("dtype", "auto") != "auto" else []
+    for name in ("num_frames", "max_tokens_per_frame", "truncate_dim", "precision", "classification", "reverse_time"):
+        if values := arguments.get(name):
+            words.append(f"--{name} {' '.join(_portable(str(value), namespace) for value in values)}")
+    return words
 
 
 def _eval_results(results):

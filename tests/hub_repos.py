@@ -79,6 +79,7 @@ def write_pairs(folder, videos):
     ]
     splits = {"train": pairs[:4], "validation": pairs[4:]}
     _write_dataset(folder, {"all": splits, "t2v": splits}, {"all": PAIR, "t2v": PAIR}, "all")
+    (folder / "mini.json").write_text('{"seed": 7}')
 
 
 def _write_dataset(folder, configs, features, default):

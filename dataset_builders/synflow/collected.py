@@ -352,7 +352,9 @@ def collect(collector, output, limit=None, rows_per_shard=2000):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m dataset_builders.synflow.collected", description=__doc__[:90])
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset_builders.synflow.collected", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("dataset", help=f"one of {sorted({name for name, _ in load_mappings()})}")
     parser.add_argument("direction", help="such as T-V")
     parser.add_argument("--repo", help="folder or Hub name in place of the upstream's")

@@ -352,11 +352,16 @@ def step_seconds(work):
 def _check_output(work, output):
     """A folder is filled by one recipe: shards of another would be taken for its own.
 
+    A dataset that was finished and then deleted is written again; only what is missing of it.
+
     Raises:
         RecipeError: the folder holds a dataset already.
     """
     note = work / "output.txt"
     if note.exists() and note.read_text() == str(output):
+        if parts_done(work).get("card"):  # and yet the marker, which the card writes before, is not there
+            for stage in ("publish", "card"):
+                shutil.rmtree(work / "logs" / stage / "completions", ignore_errors=True)
         return
     if (output / "data").exists():
         raise RecipeError(f"{output}: holds a dataset of another recipe; remove it, or name another folder (--output)")

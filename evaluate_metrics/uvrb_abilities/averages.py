@@ -5,6 +5,7 @@ That is not the flat average that other papers print, which is `avg_datasets` he
 """
 
 import math
+from collections.abc import Mapping
 
 
 ABILITY_DATASETS = {
@@ -39,7 +40,7 @@ def ability_scores(scores):
         `incomplete_abilities` (lists of `str`).
 
     Raises:
-        ValueError: an unknown key, or a score that is no number from 0 to 1.
+        ValueError: no scores by key, an unknown key, or a score that is no number from 0 to 1.
 
     >>> result = ability_scores({"ms_ti": 0.34, "ms_tv": 0.28})
     >>> round(result["CMP"], 3), result["TXT"], result["incomplete_abilities"]
@@ -104,11 +105,13 @@ def _mean(values, keys):
 
 
 def _check(scores):
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"The scores are {scores!r}; give them by dataset key, such as {{'msrvtt': 0.46}}.")
     unknown = sorted(set(scores) - set(DATASETS))
     if unknown:
         raise ValueError(f"Unknown dataset key(s) {', '.join(unknown)}; UVRB has {', '.join(DATASETS)}.")
     for key, score in scores.items():
-        if isinstance(score, (str, bool)) or not 0 <= score <= 1:
+        if score is None or isinstance(score, (str, bool, list, dict)) or not 0 <= score <= 1:
             raise ValueError(
                 f"The score of {key} is {score!r}; give a number from 0 to 1 (divide percentages by 100)."
             )

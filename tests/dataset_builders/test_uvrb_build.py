@@ -223,6 +223,7 @@ def test_cards_tell_what_a_flavour_is(repos, tmp_path, flavour):
     assert "| VDC | vdc_o vdc_d | apache-2.0 |" in card
     assert f"python -m dataset_builders.uvrb build --source FOLDER --flavours {flavour}" in card
     assert ("--index me/uvrb-index" in card) == (flavour == "uvrb-index")
+    assert ("run_uvrb.py" in card) == ("mteb.evaluate" in card) == (flavour != "uvrb-index")  # which has no media
 
 
 # Index and join

@@ -165,10 +165,16 @@ def test_partial_coverage_is_said_and_nothing_is_averaged_over_fewer():
     assert coverage_note(ability_scores(dict.fromkeys(DATASETS, 0.5))) == ""
 
 
-@pytest.mark.parametrize("score", [46.4, -0.1, float("nan"), "0.4", True])
+@pytest.mark.parametrize("score", [46.4, -0.1, float("nan"), "0.4", True, None, [0.4]])
 def test_a_score_that_is_none_is_refused(score):
     with pytest.raises(ValueError, match="score of msrvtt.*from 0 to 1"):
         ability_scores({"msrvtt": score})
+
+
+@pytest.mark.parametrize("scores", [[0.4], 3])
+def test_scores_without_keys_are_refused(scores):
+    with pytest.raises(ValueError, match="give them by dataset key"):
+        ability_scores(scores)
 
 
 def test_unknown_names_are_named(tmp_path):

@@ -60,6 +60,8 @@ def test_whole_benchmark(benchmark, stub, stub_log, tmp_path):
 def test_baselines_and_chance(benchmark, stub, stub_log, tmp_path):
     wrong = write_stub(tmp_path / "wrong", shift=1)
     keys = ["msrvtt", "crb_t", "ms_ti"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "radar.png").write_bytes(b"of an earlier run on all datasets")
     results = run(RunArguments(stub, benchmark, str(tmp_path / "out"), keys, [wrong, "random"]))
     assert [(model["name"], model["role"]) for model in results["models"]] == [
         ("stub", "model"),

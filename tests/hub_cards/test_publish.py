@@ -29,7 +29,11 @@ def publish(run_client, root, *words, **options):
         ((), {"token": "hf_wrong"}, "refuses the token; run hf auth login or set HF_TOKEN"),
         ((), {"token": None}, "no token; run hf auth login or set HF_TOKEN"),
         (("--repo", "tony"), {}, "tony; {root}/org holds tiny"),
-        (("--namespace", "nobody"), {}, "no repos in {root}/nobody; run make demo first"),
+        (
+            ("--namespace", "nobody"),
+            {},
+            "no repos in {root}/nobody; after make demo: cp -r {root}/org {root}/nobody &&",
+        ),
     ],
 )
 def test_refusals_are_one_line(hub, root, run_client, words, options, message):

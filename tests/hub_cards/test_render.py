@@ -1,12 +1,14 @@
 """Cards: valid metadata, figures that come from the run, and one clear line where something is missing."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 from hub_repos import N_VIDEOS, write_repos, write_results
 from huggingface_hub import DatasetCard, ModelCard
+from transformers import AutoModel
 
 from hub_cards import render
 from hub_cards.assemble import add_ablation, add_results, assemble, copy_metric
@@ -59,6 +61,18 @@ def test_model_card_states_results_training_and_calls(root):
     assert row.split("|")[4].strip() == "0.625"
 
 
+def test_the_search_of_a_model_card_runs(root, monkeypatch):
+    add_results(root / "results", root / "org" / "gve-mini")
+    copy_metric("uvrb_retrieval", root / "org" / "uvrb_retrieval")
+    monkeypatch.chdir(root)
+    model = AutoModel.from_pretrained("org/gve-mini", trust_remote_code=True)
+    card = render.render_model_card(root / "org" / "gve-mini").text
+    code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "evaluate.load" in block)
+    names = {"model": model}
+    exec(code, names)
+    assert sorted(names["ranked"]) == [f"v{n}" for n in range(N_VIDEOS)]
+
+
 def test_model_card_says_what_a_sweep_found(root):
     folder, sweep = root / "org" / "gve-mini", root / "sweep"
     with pytest.raises(ValueError, match="no summary.md in .*sweep; run python -m training.ablation"):
@@ -94,6 +108,40 @@ def test_model_card_names_anybodys_pairs_and_its_own_repo(root):
     assert "gve-mini" not in card.text.split("## Training")[0]
 
 
+def test_model_card_gives_the_settings_of_its_scores(root):
+    folder = root / "org" / "gve-mini"
+    results = json.loads((root / "results" / "results.json").read_text())
+    results["arguments"] = {
+        "dtype": "float32",
+        "num_frames": [4, 8],
+        "truncate_dim": None,
+        "classification": ["/x/ucf"],
+    }
+    (root / "results" / "results.json").write_text(json.dumps(results))
+    add_results(root / "results", folder)
+    text = render.render_model_card(folder).text
+    assert "    --dtype float32 \\\n    --num_frames 4 8 \\\n    --classification org/ucf\n" in text
+    assert "truncate_dim None" not in text
+
+
+def test_a_radar_of_earlier_results_goes(root):
+    folder = root / "org" / "gve-mini"
+    add_results(root / "results", folder)
+    assert "(results/uvrb-mini.png)" in render.render_model_card(folder).text
+    (root / "results" / "radar.png").unlink()
+    add_results(root / "results", folder)
+    assert ".png" not in render.render_model_card(folder).text
+
+
+@pytest.mark.parametrize("kind, name", [("qwen2_5_vl", "Qwen2.5-VL"), ("qwen3_vl", "Qwen3-VL")])
+def test_model_card_names_its_body(root, kind, name):
+    path = root / "org" / "gve-mini" / "config.json"
+    config = json.loads(path.read_text())
+    config["backbone_config"]["model_type"] = kind
+    path.write_text(json.dumps(config))
+    assert f"\n{name} body without its language-model head" in render.render_model_card(path.parent).text
+
+
 def test_model_card_without_a_run_says_so(root):
     card = render.render_model_card(root / "org" / "gve-mini")
     assert card.data.eval_results is None
@@ -111,6 +159,15 @@ def test_dataset_card_keeps_the_builders_metadata(root, name):
         assert {key: data[key] for key in before} == before
         assert data["license"] == "apache-2.0" and data["size_categories"] == ["n<1K"]
     assert f'load_dataset("me/{name}"' in (folder / "README.md").read_text()
+
+
+def test_pairs_of_another_builder_keep_its_card(root):
+    folder = root / "org" / "uvrd-mini"
+    (folder / render.BUILD_RECORD).unlink()  # V-SynFlow and `collected` leave none
+    written = (folder / "README.md").read_text() + '\n# Dropped: 3\n\nload_dataset("org/uvrd-mini", "t2v")\n'
+    (folder / "README.md").write_text(written)
+    render.render_repo(folder, "me")
+    assert (folder / "README.md").read_text() == written.replace("org/", "me/")
 
 
 def test_dataset_cards_count_their_rows_and_name_their_build(root):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,14 @@ def test_a_finished_dataset_is_not_made_again(flow):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     run(recipe, **places(folder))
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+
+def test_a_finished_dataset_that_was_deleted_is_written_again(flow, tmp_path):
+    recipe, folder, output = flow
+    kept = shutil.copytree(output, tmp_path / "kept")
+    shutil.rmtree(output)
+    run(recipe, **places(folder))
+    assert contents(output) == contents(kept)
 
 
 def test_a_run_goes_on_where_it_stopped_whatever_the_stage(flow, tmp_path, monkeypatch):
