@@ -37,8 +37,9 @@ from modeling_gve.configuration_gve import DEFAULT_INSTRUCTION
 from modeling_gve.video_gve import decode_video
 from training.arguments import ModelArguments
 from training.collate import PairCollator
-from training.gradcache import cached_step, return_freed_memory
+from training.gradcache import cached_step
 from training.losses import symmetric_info_nce
+from training.malloc import keep_freed_memory, return_freed_memory
 from training.pairs import FrameStore, PairStream, available_cores
 from training.record import StepLog
 from training.weights import load_model
@@ -100,6 +101,7 @@ class AnonymousPeak:
 
 def measure_memory(batch_size, micro_batch_size, model=BASE):
     """Peak bytes of one cached step of text-to-video pairs, above the model and the collated batch."""
+    keep_freed_memory()  # as training does
     model, processor = load_model(ModelArguments(model=str(model), max_tokens_per_frame=TOKENS_PER_FRAME))
     collator, generator = PairCollator(processor), np.random.default_rng(0)
     model.train()

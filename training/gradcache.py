@@ -6,13 +6,14 @@ the patches of their own images and videos, so nothing has to be cut by `grid_th
 """
 
 import contextlib
-import ctypes
 
 import torch
 
+from training.malloc import return_freed_memory
 
-# On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them
-# before every fourth pass costs a fourteenth of a step, before every sixteenth next to nothing.
+
+# On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them takes
+# as long as a tenth of a pass.
 PASSES_A_TRIM = 8
 
 
@@ -28,13 +29,6 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
-
-
-def return_freed_memory():
-    """Give what malloc keeps of freed memory back to the system, where its malloc can (glibc)."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nullcontext):
@@ -61,7 +55,8 @@ def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nul
         for group in others:
             states.append(RandomState(device))
             rows.append(embed(group))
-    if device.type == "cpu":
+    trims = device.type == "cpu" and len(others) >= PASSES_A_TRIM
+    if trims:
         return_freed_memory()  # what passes without a graph left, before the largest with one
     with no_sync() if others else contextlib.nullcontext():
         kept = embed(largest)
@@ -74,7 +69,7 @@ def cached_step(embed, groups, loss_of, backward, device, no_sync=contextlib.nul
     del kept
     for number, (group, state, gradient) in reversed(list(enumerate(zip(others, states, gradients)))):
         state.restore()
-        if device.type == "cpu" and number % PASSES_A_TRIM == PASSES_A_TRIM - 1:
+        if trims and (len(others) - number) % PASSES_A_TRIM == 1:
             return_freed_memory()
         with no_sync() if number else contextlib.nullcontext():
             backward((embed(group) * gradient).sum())

@@ -28,6 +28,7 @@ from training.arguments import (
 )
 from training.checkpoint import check_settings, checkpoints, forget_run, lock_run
 from training.collate import PairCollator
+from training.malloc import keep_freed_memory
 from training.mine import check_reads, check_top_k, read_corpus
 from training.pairs import FrameStore, PairStream, available_cores, read_pairs, remove_unfinished, task_names
 from training.passes import SHARDED
@@ -107,6 +108,7 @@ def prepare(words=None):
     set_seed(training.seed)
     if accelerator.device.type == "cpu":
         fix_cpu_arithmetic(training.cpu_threads or max(1, available_cores() // accelerator.num_processes))
+        keep_freed_memory()
     lock = None
     if accelerator.is_main_process:
         lock = lock_run(training.run_dir)
