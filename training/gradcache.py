@@ -14,7 +14,7 @@ from training.malloc import return_freed_memory
 
 # On CPUs: the more passes, the more malloc has cut its heap into pieces that the next cannot use. To return them takes
 # as long as a tenth of a pass.
-PASSES_A_TRIM = 8
+PASSES_A_TRIM = 16
 
 
 class RandomState:
