@@ -1,6 +1,7 @@
 """Freed memory on CPUs: kept between the passes of a step, given back where it has gone to pieces (glibc's malloc)."""
 
 import ctypes
+import sys
 
 
 # Of malloc.h. The values are its largest: blocks above are mappings of their own, free memory above at the heap's end
@@ -10,7 +11,7 @@ TRIM_BYTES, MMAP_BYTES = 2**31 - 1, 2**25
 
 
 def _glibc():
-    library = ctypes.CDLL(None)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return library if hasattr(library, "malloc_trim") else None
 
 
